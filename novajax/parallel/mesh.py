@@ -1,0 +1,48 @@
+"""The device mesh: five named axes, all always present, size 1 when unused.
+
+data: rows inside one program · stage: pipeline over layers · context: sequence · tensor: up to the number of KV heads ·
+query: the rest of tensor parallelism. Axes are Auto: XLA propagates shardings from the weights. It does not know models.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from novajax.core.errors import CapacityError, ConfigError
+
+AXES = ("data", "stage", "context", "tensor", "query")
+
+
+def make_mesh(
+    data: int = 1, stage: int = 1, context: int = 1, tensor: int = 1, query: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A Mesh over the first data*stage*context*tensor*query of `devices` (default: all of jax's), `query` innermost.
+
+    Raises ConfigError for a size below 1 and CapacityError when there are too few devices.
+    """
+    sizes = dict(zip(AXES, (data, stage, context, tensor, query), strict=True))
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise ConfigError(f"mesh axis {name}={size!r} must be a whole number of at least 1", param=name)
+    wanted = math.prod(sizes.values())
+    found = list(jax.devices() if devices is None else devices)
+    if wanted > len(found):
+        shape = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
+        raise CapacityError(f"the mesh {shape} needs {wanted} devices; {len(found)} are here")
+    grid = np.asarray(found[:wanted], dtype=object).reshape(tuple(sizes.values()))
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def split_tensor_parallel(tensor_parallel: int, kv_heads: int) -> tuple[int, int]:
+    """(tensor, query) for a total `tensor_parallel`: KV heads are cut as far as they go, then query heads within their group.
+
+    Raises ConfigError unless one of the two numbers divides the other.
+    """
+    tensor = math.gcd(tensor_parallel, kv_heads)
+    if tensor not in (tensor_parallel, kv_heads):
+        raise ConfigError(f"tensor_parallel={tensor_parallel} with {kv_heads} KV heads: one must divide the other", param="tensor_parallel")
+    return tensor, tensor_parallel // tensor
