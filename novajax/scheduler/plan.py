@@ -1,0 +1,102 @@
+"""The values a step consists of: what the scheduler tells the device to do, and what comes back.
+
+All are frozen and serializable, so that followers can execute what the leader planned and compare digests. Positions count
+from 0; a row at position p writes the KV of the token at p and its logits are those of the token at p + 1. The draw of
+that token uses the key fold_in(key(seed), p + 1) or any other function of p, but of nothing else.
+"""
+
+from hashlib import blake2b
+
+import msgspec
+
+from novajax.core.types import TokenLogprobs
+
+ON_DEVICE = -1
+"""As a row's input: the token sampled last for this slot, which the host does not know yet."""
+
+
+class Draw(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How tokens of one sequence are drawn; made once per sequence. Fields as in `core.types.SamplingParams`."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    logprobs: int = -1
+    """Alternatives to report beside the drawn token; -1: report nothing."""
+    prompt_logprobs: int = -1
+    seated: bool = False
+    """Whether a Seat was made for it. If not, whatever state the slot's last owner left on the device does not apply."""
+
+
+class DecodeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One token of one sequence."""
+
+    slot: int
+    position: int
+    pages: tuple[int, ...]
+    """Covers positions 0 .. position. The same object as in the slot's last row unless the page table changed."""
+    draw: Draw
+    ban_ends: bool
+    """The drawn token may not be one of the seat's `ends`."""
+    input: int
+    """Token id at `position`, or ON_DEVICE."""
+    last: bool = True
+    """Its sample is the sequence's next token. False only when known output is replayed after a preemption (fixed shapes)."""
+
+
+class PrefillRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A chunk of one sequence: tokens at positions start .. start + len(tokens) - 1."""
+
+    slot: int
+    start: int
+    tokens: tuple[int, ...]
+    pages: tuple[int, ...]
+    last: bool
+    """The sample at its last token is the sequence's next token; otherwise nothing is sampled."""
+    score: bool
+    """Logits of all its rows are wanted: row i scores tokens[i + 1], the last one scores `following`."""
+    following: int
+    """The known token behind the chunk, -1 if there is none. A score row yields len(tokens) results, less one if this is -1."""
+    draw: Draw
+    ban_ends: bool
+
+
+class Seat(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Sampling state a slot needs on the device. Comes in the plan with the sequence's first row, before any of its rows
+    is sampled, and replaces all older state of the slot."""
+
+    slot: int
+    prompt: tuple[int, ...]
+    """For repetition_penalty."""
+    output: tuple[int, ...]
+    """Generated before a preemption; for all three penalties."""
+    logit_bias: dict[int, float]
+    ends: tuple[int, ...]
+    """Token ids that a row with ban_ends may not draw."""
+
+
+class StepPlan(msgspec.Struct, frozen=True, array_like=True):
+    number: int
+    decode: tuple[DecodeRow, ...]
+    prefill: tuple[PrefillRow, ...]
+    seats: tuple[Seat, ...]
+    decode_rows: int
+    """S: rows of the decode block, padding included."""
+    prefill_shape: tuple[int, int] | None
+    """(R, C) of the prefill block; None: the step has none."""
+
+    def digest(self) -> bytes:
+        """16 bytes that two hosts compare before they run the plan."""
+        return blake2b(msgspec.msgpack.encode(self, order="deterministic"), digest_size=16).digest()
+
+
+class TokenResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one sampled row brought home."""
+
+    token: int
+    logprobs: TokenLogprobs | None = None

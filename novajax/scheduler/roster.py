@@ -1,0 +1,66 @@
+"""Owns the slots and who has them: the running sequences in order of seniority, and those that leave.
+
+A sequence gives its slot and pages back only when no uncommitted plan names it; until then it is `leaving`, whether it ended or
+was preempted. It knows nothing of the waiting ones or of what a plan holds.
+"""
+
+from bisect import insort
+
+from novajax.core.errors import InternalError
+from novajax.kv.manager import KVManager, Lease
+from novajax.scheduler.policy import seniority
+from novajax.scheduler.sequence import Sequence
+
+
+class Roster:
+    def __init__(self, slots: int, kv: KVManager):
+        self.running: list[Sequence] = []
+        """Most senior first; includes those preempted while in flight."""
+        self.leaving: set[Sequence] = set()
+        """Their slots and pages come free when their plans in flight are committed."""
+        self._slots = slots
+        self._free = list(range(slots - 1, -1, -1))
+        self._kv = kv
+
+    @property
+    def free_slots(self) -> int:
+        return len(self._free)
+
+    def admit(self, sequence: Sequence, lease: Lease, prefill_tokens: int, plan_number: int, now_s: float) -> None:
+        """Needs a free slot. `sequence.rank` must be set: it decides the seniority."""
+        sequence.admit(self._free.pop(), lease, prefill_tokens, plan_number, now_s)
+        insort(self.running, sequence, key=seniority)
+
+    def leave(self, sequence: Sequence) -> bool:
+        """The sequence is preempted (it still runs) or has ended. True: preempted and vacated now, so it waits again."""
+        if not sequence.running:
+            self.running.remove(sequence)
+        sequence.leaving = True
+        self.leaving.add(sequence)
+        return self.settle(sequence)
+
+    def settle(self, sequence: Sequence) -> bool:
+        """Vacates a leaving sequence once nothing of it is in flight. True: it was preempted, so it waits again."""
+        if sequence.in_flight:
+            return False
+        lease = sequence.lease
+        if lease is None:
+            raise InternalError("a sequence has a slot and no pages")
+        self.leaving.remove(sequence)
+        self._kv.release(lease)
+        self._free.append(sequence.slot)
+        preempted = sequence.running
+        if preempted:
+            self.running.remove(sequence)
+        sequence.vacate()
+        return preempted
+
+    def violations(self) -> list[str]:
+        """What is wrong with the slots, in words."""
+        found = []
+        taken = sorted(sequence.slot for sequence in {*self.running, *self.leaving})
+        if sorted(taken + self._free) != list(range(self._slots)):
+            found.append(f"slots {taken} are taken and {sorted(self._free)} are free, of {self._slots}")
+        if not taken and self._kv.held:
+            found.append(f"{self._kv.held} pages are held while nothing runs")
+        return found

@@ -1,0 +1,161 @@
+"""One request on its way through the engine: the state machine and the counters, all in tokens.
+
+    tokens    prompt and output the host knows                     [0, len(tokens))
+    computed  KV in place by committed plans                       [0, computed_tokens)
+    planned   KV in place once all plans in flight are committed   [0, planned_tokens)
+
+`pending` counts tokens that plans in flight will bring, so len(tokens) + pending tokens exist for the device. It knows
+nothing of other sequences, of budgets or of time (moments come in as arguments).
+"""
+
+from enum import Enum
+
+from novajax.core.errors import InternalError
+from novajax.core.types import FinishReason, Request, Timing, TokenLogprobs, Usage
+from novajax.kv.manager import Lease
+from novajax.kv.prefix import Chain
+from novajax.scheduler.plan import ON_DEVICE, Draw, Seat
+
+
+class State(Enum):
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+    ABORTED = "aborted"
+
+
+_MOVES = {
+    State.WAITING: (State.PREFILL, State.FINISHED, State.ABORTED),
+    State.PREFILL: (State.DECODE, State.PREEMPTED, State.FINISHED, State.ABORTED),
+    State.DECODE: (State.PREEMPTED, State.FINISHED, State.ABORTED),
+    State.PREEMPTED: (State.PREFILL, State.FINISHED, State.ABORTED),
+    State.FINISHED: (),
+    State.ABORTED: (),
+}
+
+
+class Sequence:
+    """See the module docstring. Fields are written by the scheduler alone."""
+
+    def __init__(
+        self, request: Request, *, number: int, seed: int, max_tokens: int, end_token_ids: tuple[int, ...], chain: Chain, arrival_s: float
+    ):
+        sampling = request.sampling
+        self.request = request
+        self.number = number  # order of arrival
+        self.max_tokens = max_tokens
+        self.prompt_tokens = len(request.prompt)
+        self.tokens = list(request.prompt)
+        self.chain = chain
+        self.ends = frozenset(sampling.stop_token_ids) | frozenset(() if sampling.ignore_eos else end_token_ids)
+        self.state = State.WAITING
+        self.slot = -1
+        self.lease: Lease | None = None
+        self.rank = 0
+        self.queued_at_plan = 0
+        self.waited_plans = 0
+        self.leaving = False  # gives up its slot and pages as soon as no plan in flight holds it
+        self.in_flight = 0
+        self.pending = 0
+        self.computed_tokens = 0
+        self.planned_tokens = 0
+        self.prefill_tokens = 0  # where prefill ends and decode begins
+        self.cached_tokens: int | None = None
+        self.to_score = sampling.prompt_logprobs is not None
+        self.scores: list[TokenLogprobs | None] = [None]
+        self.preemptions = 0
+        self.arrival_s = arrival_s
+        self.admitted_s: float | None = None
+        self.first_token_s: float | None = None
+        penalties = sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty
+        banned_first = sampling.min_tokens > 0 and len(self.ends) > 0
+        self.draw = Draw(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=seed,
+            logprobs=-1 if sampling.logprobs is None else sampling.logprobs,
+            prompt_logprobs=-1 if sampling.prompt_logprobs is None else sampling.prompt_logprobs,
+            seated=penalties != (0.0, 0.0, 1.0) or bool(sampling.logit_bias) or banned_first,
+        )
+
+    def move(self, state: State) -> None:
+        """The only way to change state. Raises InternalError for a move the machine does not have."""
+        if state not in _MOVES[self.state]:
+            raise InternalError(f"a sequence cannot go from {self.state.value} to {state.value}")
+        self.state = state
+
+    @property
+    def running(self) -> bool:
+        return self.state is State.PREFILL or self.state is State.DECODE
+
+    @property
+    def output_tokens(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def existing_tokens(self) -> int:
+        """Tokens the device will know once the plans in flight are done."""
+        return len(self.tokens) + self.pending
+
+    @property
+    def exhausted(self) -> bool:
+        """Every token it may have exists or is on its way."""
+        return self.existing_tokens - self.prompt_tokens >= self.max_tokens
+
+    @property
+    def ends_banned(self) -> bool:
+        """For the next token to be planned."""
+        return self.existing_tokens - self.prompt_tokens < self.request.sampling.min_tokens
+
+    def input_at(self, position: int) -> int:
+        return self.tokens[position] if position < len(self.tokens) else ON_DEVICE
+
+    def seat(self) -> Seat:
+        sampling, prompt = self.request.sampling, self.prompt_tokens
+        return Seat(self.slot, self.request.prompt, tuple(self.tokens[prompt:]), sampling.logit_bias, tuple(sorted(self.ends)))
+
+    def admit(self, slot: int, lease: Lease, prefill_tokens: int, plan_number: int, now_s: float) -> None:
+        """Takes a slot and pages; prefill goes up to `prefill_tokens`."""
+        self.move(State.PREFILL)
+        self.slot, self.lease, self.prefill_tokens = slot, lease, prefill_tokens
+        self.computed_tokens = self.planned_tokens = lease.cached_tokens
+        self.waited_plans += plan_number - self.queued_at_plan
+        if self.cached_tokens is None:
+            self.cached_tokens, self.admitted_s = lease.cached_tokens, now_s
+
+    def vacate(self) -> None:
+        """Has no slot and pages any more. If it ran it is preempted: everything is computed again later."""
+        self.slot, self.lease, self.leaving = -1, None, False
+        if not self.running:
+            return
+        self.move(State.PREEMPTED)
+        self.computed_tokens = self.planned_tokens = 0
+        self.preemptions += 1
+        if self.to_score:
+            self.scores = [None]
+
+    def usage(self) -> Usage:
+        return Usage(self.prompt_tokens, self.output_tokens, self.cached_tokens or 0)
+
+    def timing(self, now_s: float) -> Timing:
+        admitted, first = self.admitted_s, self.first_token_s
+        return Timing(
+            queued_s=(now_s if admitted is None else admitted) - self.arrival_s,
+            prefill_s=None if admitted is None or first is None else first - admitted,
+            decode_s=None if first is None else now_s - first,
+            preemptions=self.preemptions,
+        )
+
+    def stop_reason(self, token: int) -> FinishReason | None:
+        """Why the sequence would end with this token, before it is appended."""
+        count = self.output_tokens
+        if token in self.ends and count >= self.request.sampling.min_tokens:
+            return "stop"
+        return "length" if count + 1 >= self.max_tokens else None
