@@ -56,5 +56,5 @@ def _yarn(plain: np.ndarray, scaling: YarnScaling, theta: float, head_dim: int) 
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
-    ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low or 1e-3), 0.0, 1.0)
     return plain * (1 - ramp) + plain / scaling.factor * ramp

@@ -11,18 +11,23 @@ from jax import lax
 
 
 def einsum(equation: str, x: jax.Array, weight: nnx.Param | jax.Array, *, dtype: jnp.dtype | None = None) -> jax.Array:
-    """`x` times `weight` by `equation`; the result has `dtype`, or x's own."""
-    values = weight.get_value() if isinstance(weight, nnx.Variable) else weight
-    out = jnp.einsum(equation, x, values, precision=_precision(x), preferred_element_type=jnp.float32)
+    """`x` times `weight` by an equation like "tnh,nhd->td"; the result has `dtype`, or x's own.
+
+    Shared letters are summed, the rest come out in order, x's first; there are no batch letters. The sum runs in the weight's own
+    order of dimensions: jnp.einsum may choose another, and XLA would then transpose the whole weight in every step.
+    """
+    left, right = equation.partition("->")[0].split(",")
+    summed = [letter for letter in right if letter in left]
+    dimensions = ((tuple(map(left.index, summed)), tuple(map(right.index, summed))), ((), ()))
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
+    out = lax.dot_general(x, _array(weight), dimensions, precision=precision, preferred_element_type=jnp.float32)
     return out.astype(x.dtype if dtype is None else dtype)
 
 
-def ragged(x_XA: jax.Array, weight_EAB: nnx.Param | jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Rows of `x`, sorted by expert, times their expert's matrix: the first sizes[0] rows use weight[0], and so on."""
-    values = weight_EAB.get_value() if isinstance(weight_EAB, nnx.Variable) else weight_EAB
-    out = lax.ragged_dot(x_XA, values, sizes_E, precision=_precision(x_XA), preferred_element_type=jnp.float32)
-    return out.astype(x_XA.dtype)
+def pick(weight: nnx.Param | jax.Array, index: jax.Array) -> jax.Array:
+    """The weight's entry `index` on its first axis (one expert's matrix), in the weight's own representation."""
+    return lax.dynamic_index_in_dim(_array(weight), index, 0, keepdims=False)
 
 
-def _precision(x: jax.Array) -> lax.Precision:
-    return lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
+def _array(weight: nnx.Param | jax.Array) -> jax.Array:
+    return weight.get_value() if isinstance(weight, nnx.Variable) else weight

@@ -4,10 +4,8 @@ from typing import Any
 
 from novajax.models.config import Dense, LayerKind, ModelConfig
 from novajax.models.families.keys import Mapping
-from novajax.models.families.reader import MAX_LAYERS, Reader
-from novajax.models.families.ropes import context, read_rope
-
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+from novajax.models.families.reader import Reader
+from novajax.models.families.shared import make_config, read_rope, read_shape
 
 LAYER = r"model\.layers\.(?P<layer>\d+)\."
 
@@ -44,39 +42,10 @@ ENDS = (
 KEY_MAP = ATTENTION + MLP + NORMS + ENDS
 
 
-def read_config(config: dict[str, Any]) -> ModelConfig:
-    """ModelConfig of a config.json with model_type "llama". Raises ConfigError naming the key."""
+def read_llama(config: dict[str, Any]) -> ModelConfig:
+    """model_type "llama". Raises ConfigError naming the key."""
     reader = Reader(config)
-    bias = reader.flag("attention_bias", False)
-    shape = read_shape(reader)
-    rope = read_rope(reader, default_theta=10000.0)
-    kind = LayerKind(rope, Dense(reader.size("intermediate_size")))
-    mlp_bias = reader.flag("mlp_bias", False)
-    reader.finish()
-    return ModelConfig(family="llama", layers=(kind,) * shape.pop("layers"), qkv_bias=bias, o_bias=bias, mlp_bias=mlp_bias, **shape)
-
-
-def read_shape(reader: Reader, *, tied: bool = False, activation_key: str = "hidden_act") -> dict[str, Any]:
-    """The fields every family of this kind shares; `tied` is the family's own default of tie_word_embeddings."""
-    embed, heads = reader.size("hidden_size"), reader.size("num_attention_heads")
-    kv_heads = reader.size("num_key_value_heads", heads)
-    if heads % kv_heads:
-        reader.refuse("num_key_value_heads", f"must divide num_attention_heads={heads}")
-    if not reader.has("head_dim") and embed % heads:
-        reader.refuse("num_attention_heads", f"must divide hidden_size={embed} when head_dim is absent")
-    head_dim = reader.size("head_dim", embed // heads, least=2)
-    if head_dim % 2:
-        reader.refuse("head_dim", "must be even")
-    return dict(
-        layers=reader.size("num_hidden_layers", most=MAX_LAYERS),
-        vocab=reader.size("vocab_size", most=1 << 24),
-        embed=embed,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        max_context_tokens=context(reader),
-        norm_eps=reader.number("rms_norm_eps", 1e-6),
-        activation=reader.choice(activation_key, ACTIVATIONS),
-        attention_scale=head_dim**-0.5,
-        tied_embedding=reader.flag("tie_word_embeddings", tied),
-    )
+    shape = read_shape(reader, kv_heads_default=True)
+    kind = LayerKind(read_rope(reader), Dense(reader.size("intermediate_size")))
+    bias, mlp_bias = reader.flag("attention_bias", False), reader.flag("mlp_bias", False)
+    return make_config(reader, "llama", shape, (kind,) * shape.count, qkv_bias=bias, o_bias=bias, mlp_bias=mlp_bias)

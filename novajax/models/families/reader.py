@@ -11,51 +11,85 @@ from novajax.core.errors import ConfigError
 
 MAX_LAYERS = 1024
 MAX_SIZE = 1 << 20
-"""Largest embed, mlp, head count or vocabulary accepted: far above any model, far below what hurts."""
+"""Largest embed, mlp or head count accepted: far above any model, far below what hurts."""
+MAX_VOCAB = 1 << 22
 MAX_CONTEXT_TOKENS = 1 << 27
 
 HARMLESS = frozenset(
-    (
-        "architectures",
-        "model_type",
+    [
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_commit_hash",
         "_name_or_path",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "use_cache",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "initializer_range",
+        "architectures",
         "attention_dropout",
-        "return_dict",
-        "output_hidden_states",
-        "output_attentions",
-        "torchscript",
-        "pruned_heads",
+        "attn_implementation",
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "bos_token_id",
+        "cache_implementation",
         "chunk_size_feed_forward",
+        "decoder_start_token_id",
+        "diversity_penalty",
+        "do_sample",
+        "dtype",
+        "early_stopping",
+        "embd_pdrop",
+        "encoder_no_repeat_ngram_size",
+        "eos_token_id",
+        "exponential_decay_length_penalty",
+        "finetuning_task",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "hidden_dropout",
+        "id2label",
+        "initializer_range",
         "is_decoder",
         "is_encoder_decoder",
-        "id2label",
         "label2id",
-        "problem_type",
-        "finetuning_task",
-        "tokenizer_class",
+        "length_penalty",
+        "max_length",
+        "max_sequence_length",
+        "min_length",
+        "model_type",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "output_scores",
+        "pad_token_id",
         "prefix",
         "pretraining_tp",
-        "unsloth_version",
-        "unsloth_fixed",
-        "attn_implementation",
-        "_attn_implementation",
-        "task_specific_params",
-        "output_router_logits",
+        "problem_type",
+        "pruned_heads",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "resid_pdrop",
+        "return_dict",
+        "return_dict_in_generate",
         "router_aux_loss_coef",
         "router_jitter_noise",
-        "cache_implementation",
-        "hidden_dropout",
-        "embd_pdrop",
-        "resid_pdrop",
-    )
+        "sep_token_id",
+        "suppress_tokens",
+        "task_specific_params",
+        "temperature",
+        "tf_legacy_loss",
+        "tokenizer_class",
+        "top_k",
+        "top_p",
+        "torch_dtype",
+        "torchscript",
+        "transformers.js_config",
+        "transformers_version",
+        "typical_p",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_bfloat16",
+        "use_cache",
+    ]
 )
 """Keys that do not change what a forward pass computes, whatever their value. (A router's jitter acts in training only.)"""
 
@@ -96,12 +130,22 @@ class Reader:
             raise ConfigError(f"config.json: {key}={value!r} must be a whole number from {least} to {most}", param=key)
         return value
 
-    def number(self, key: str, default: float | None = None, *, least: float = 0.0) -> float:
-        """A finite number above `least`."""
+    def number(self, key: str, default: float | None = None, *, above: float = 0.0) -> float:
+        """A finite number greater than `above`."""
         value = self._present(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= least:
-            raise ConfigError(f"config.json: {key}={value!r} must be a finite number above {least:g}", param=key)
+        if type(value) not in (int, float) or not math.isfinite(value) or value <= above:
+            raise ConfigError(f"config.json: {key}={value!r} must be a finite number above {above:g}", param=key)
         return float(value)
+
+    def optional_size(self, key: str, *, absent: int | None) -> int | None:
+        """Like `size`; null means None, and no key at all means `absent`."""
+        self._read.add(key)
+        return absent if key not in self._config else self.size(key) if self.has(key) else None
+
+    def optional_number(self, key: str, *, absent: float | None) -> float | None:
+        """Like `number`; null means None, and no key at all means `absent`."""
+        self._read.add(key)
+        return absent if key not in self._config else self.number(key) if self.has(key) else None
 
     def flag(self, key: str, default: bool) -> bool:
         """true or false."""
@@ -132,8 +176,6 @@ class Reader:
         for key, value in self._config.items():
             if key in self._read or key in HARMLESS:
                 continue
-            if key == "auto_map":
-                raise ConfigError("config.json: auto_map asks to run code from the repository; this is never done", param=key)
             if key in NEUTRAL and any(type(value) is type(one) and value == one for one in NEUTRAL[key]):
                 continue
             raise ConfigError(f"config.json: {key}={value!r:.200} is not understood, so the model is refused", param=key)
