@@ -13,14 +13,17 @@ from jax import lax
 def einsum(equation: str, x: jax.Array, weight: nnx.Param | jax.Array, *, dtype: jnp.dtype | None = None) -> jax.Array:
     """`x` times `weight` by an equation like "tnh,nhd->td"; the result has `dtype`, or x's own.
 
-    Shared letters are summed, the rest come out in order, x's first; there are no batch letters. The sum runs in the weight's own
-    order of dimensions: jnp.einsum may choose another, and XLA would then transpose the whole weight in every step.
+    Letters of both sides that the result lacks are summed; there are no batch letters. The sum runs in the weight's own order of
+    dimensions: jnp.einsum may choose another, and XLA would then transpose the whole weight in every step.
     """
-    left, right = equation.partition("->")[0].split(",")
+    operands, _, result = equation.partition("->")
+    left, right = operands.split(",")
     summed = [letter for letter in right if letter in left]
     dimensions = ((tuple(map(left.index, summed)), tuple(map(right.index, summed))), ((), ()))
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
     out = lax.dot_general(x, _array(weight), dimensions, precision=precision, preferred_element_type=jnp.float32)
+    found = [letter for letter in left + right if letter not in summed]
+    out = jnp.transpose(out, [found.index(letter) for letter in result])
     return out.astype(x.dtype if dtype is None else dtype)
 
 

@@ -1,0 +1,52 @@
+"""What an engine can be told. `auto` values are None here and are resolved once, by pure functions, before anything is built."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from novajax.core.errors import ConfigError
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One engine: a model on the devices of one process."""
+
+    model: str
+    """A Hugging Face directory, a sealed NovaJAX directory, or a hub id `org/name[@revision]`."""
+    served_name: str = ""
+    """Name in the API; empty: the last part of `model`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 on an accelerator, float32 on a CPU (where bfloat16 is refused: XLA:CPU has no fast one-row form)."""
+    max_rows: Annotated[int, Meta(ge=1, le=1024)] = 16
+    """Most sequences that decode in one step."""
+    max_context_tokens: Annotated[int, Meta(ge=16)] | None = None
+    """None: the model's own."""
+    page_tokens: Annotated[int, Meta(ge=8, le=256)] = 16
+    kv_bytes: Annotated[int, Meta(ge=1)] | None = None
+    """Bytes of the KV pool. None: enough for max_rows full contexts, or what the memory leaves if that is less."""
+    chunk_tokens: Annotated[int, Meta(ge=16, le=16384)] = 256
+    """Most prompt tokens of one sequence in one step."""
+    max_waiting: Annotated[int, Meta(ge=0, le=100_000)] = 256
+    """Requests that may queue; one more is refused with 429."""
+    in_flight: Annotated[int, Meta(ge=1, le=4)] = 2
+    """Plans on the device at once: 1 synchronous, 2 runs one step ahead."""
+    prefix_cache: bool = True
+    deterministic: bool = False
+    """One bucket for every step: an answer has the same bits alone and in a crowd, at the cost of padding."""
+    compile_cache: str = ""
+    """Directory of the persistent compilation cache (trusted: it holds code). Empty: none."""
+    verify_hashes: bool = True
+    """Check the manifest of a sealed model on load."""
+
+
+def parse_bytes(text: str) -> int:
+    """'512Mi', '1Ti', '2GB', '4096' -> bytes (binary for Ki..Ti, decimal for K/KB..T/TB). Raises ConfigError."""
+    units = {"": 1, "b": 1}
+    for power, letter in enumerate("kmgt", start=1):
+        units |= {f"{letter}i": 1024**power, f"{letter}ib": 1024**power, letter: 1000**power, f"{letter}b": 1000**power}
+    digits = text.strip().rstrip("KMGTkmgtiIbB")
+    unit = text.strip()[len(digits) :].lower()
+    try:
+        return int(float(digits) * units[unit])
+    except (KeyError, ValueError, OverflowError):
+        raise ConfigError(f"{text!r} is not a size in bytes (try 512Mi, 1Ti or 2GB)") from None

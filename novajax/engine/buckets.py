@@ -1,0 +1,107 @@
+"""The short table of step shapes. Everything the engine will ever run is in it, and compiled before it says ready.
+
+A bucket is (S decode rows) + (R prefill rows x C chunk tokens), W pages of table per row. Prefill pairs with the smallest
+S (one row of prefill) and the largest S only: between them padding costs less than one more program. For the same reason
+logits come in two heights, `sample_rows`.
+"""
+
+import msgspec
+
+from novajax.core.config import EngineConfig
+from novajax.core.errors import ConfigError
+
+MIN_ROWS = 2
+"""XLA:CPU sends matrix products of one row to a slow generic loop unless they are float32; two rows cost the same."""
+
+
+class Bucket(msgspec.Struct, frozen=True, order=True):
+    """One compiled step shape."""
+
+    decode_rows: int
+    prefill_rows: int
+    chunk_tokens: int
+    table_pages: int
+    score: bool = False
+    """Also returns the logits of every prefill token (prompt log probabilities)."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that may draw a token: X = S + R."""
+        return self.decode_rows + self.prefill_rows
+
+    @property
+    def tokens(self) -> int:
+        return self.decode_rows + self.prefill_rows * self.chunk_tokens
+
+    @property
+    def name(self) -> str:
+        prefill = f" + prefill {self.prefill_rows}x{self.chunk_tokens}" if self.prefill_rows else ""
+        return f"decode {self.decode_rows}{prefill}, {self.table_pages} pages{', scored' if self.score else ''}"
+
+
+class BucketTable(msgspec.Struct, frozen=True):
+    """All buckets of an engine and the shapes its scheduler may use."""
+
+    decode_rows: tuple[int, ...]
+    prefill: tuple[tuple[int, int], ...]
+    score: tuple[int, int]
+    table_pages: tuple[int, ...]
+    deterministic: bool = False
+
+    def buckets(self) -> tuple[Bucket, ...]:
+        """Every program to compile, the ones a first request needs first."""
+        wide = self.table_pages[-1]
+        if self.deterministic:
+            ((rows, chunk),) = self.prefill
+            plain = Bucket(self.decode_rows[-1], rows, chunk, wide)
+            return (plain, Bucket(self.decode_rows[-1], rows, chunk, wide, True))
+        few, many = self.decode_rows[0], self.decode_rows[-1]
+        first = [Bucket(few, rows, chunk, wide) for rows, chunk in self.prefill if rows == 1 and few < many]
+        decode = [Bucket(rows, 0, 0, pages) for rows in self.decode_rows for pages in self.table_pages]
+        mixed = [Bucket(many, rows, chunk, wide) for rows, chunk in self.prefill]
+        return (*first, *decode, *mixed, Bucket(many, *self.score, wide, True))
+
+    def sample_rows(self, bucket: Bucket) -> int:
+        """Rows of logits that a step of `bucket` hands to the sampler, padding included."""
+        heights = sorted({self.decode_rows[0] + 1, self.decode_rows[-1] + max(rows for rows, _ in self.prefill)})
+        return next(height for height in heights if height >= bucket.rows)
+
+    def choose(self, decode_rows: int, prefill: tuple[int, int] | None, pages: int, score: bool) -> Bucket:
+        """The smallest bucket that holds a plan. Raises ConfigError if none does: a scheduler that left its shapes."""
+        fits = [
+            b
+            for b in self.buckets()
+            if b.decode_rows >= decode_rows and b.table_pages >= pages and b.score == score and self._prefill_fits(b, prefill)
+        ]
+        if not fits:
+            raise ConfigError(f"no bucket holds {decode_rows} decode rows, prefill {prefill}, {pages} pages, score={score}")
+        return min(fits, key=lambda b: (b.tokens, b.table_pages))
+
+    def _prefill_fits(self, bucket: Bucket, prefill: tuple[int, int] | None) -> bool:
+        if prefill is None:
+            return self.deterministic or bucket.prefill_rows == 0
+        return (bucket.prefill_rows, bucket.chunk_tokens) == prefill
+
+
+def make_table(config: EngineConfig, max_request_tokens: int, *, on_cpu: bool) -> BucketTable:
+    """The table for a model whose longest request is `max_request_tokens`."""
+    widest = -(-max_request_tokens // config.page_tokens)
+    chunk = min(config.chunk_tokens, widest * config.page_tokens)
+    score = (1, min(chunk, 64))
+    if config.deterministic:
+        return BucketTable((max(config.max_rows, MIN_ROWS),), ((1, chunk),), (1, chunk), (widest,), True)
+    rows = _ladder(MIN_ROWS, max(config.max_rows, MIN_ROWS), 4 if on_cpu else 2)
+    widths = tuple(sorted({max(1, widest // 4), widest})) if on_cpu else (widest,)
+    small = min(32, chunk)
+    several = (min(4, config.max_rows), min(64, chunk))
+    prefill = {(1, small), (1, chunk)} | ({several} if several[0] > 1 else set())
+    return BucketTable(rows, tuple(sorted(prefill, key=lambda s: (s[0] * s[1], s))), score, widths)
+
+
+def _ladder(low: int, high: int, factor: int) -> tuple[int, ...]:
+    """low, low * factor, ... and high itself."""
+    steps = []
+    while low < high:
+        steps.append(low)
+        low *= factor
+    return (*steps, high)

@@ -1,0 +1,157 @@
+"""Builds an engine from a configuration, phase by phase: describe, plan memory, load, compile, allocate, warm up.
+
+Everything that can be refused is refused by arithmetic before weights are read. Each phase is timed for the start-up
+timeline and shown while it runs.
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from novajax.core.clock import MonotonicClock
+from novajax.core.config import EngineConfig
+from novajax.core.errors import CapacityError, ConfigError
+from novajax.core.types import ModelCard, Phase
+from novajax.engine.buckets import BucketTable, make_table
+from novajax.engine.capacity import Capacity, memory_limit_bytes, plan_capacity
+from novajax.engine.compiler import compile_programs, use_compile_cache
+from novajax.engine.engine import Engine
+from novajax.engine.executor import Executor
+from novajax.engine.sampler import abstract_state
+from novajax.kv.manager import KVManager
+from novajax.kv.pool import abstract_pool, page_bytes
+from novajax.models.config import ModelConfig
+from novajax.models.decoder import parameter_count
+from novajax.parallel.mesh import make_mesh
+from novajax.scheduler.admission import Limits
+from novajax.scheduler.budget import Shapes
+from novajax.scheduler.scheduler import Scheduler
+from novajax.weights.load import LoadedModel, describe, load_model
+
+Announce = Callable[[Phase, str], None]
+
+
+class Timeline:
+    """Seconds by phase of a start, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str):
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 3)
+
+
+def open_engine(config: EngineConfig, announce: Announce = lambda phase, detail: None) -> Engine:
+    """A ready engine. Raises ConfigError, WeightsError or CapacityError, naming what is wrong, before it serves anything."""
+    timeline = Timeline()
+    with timeline.phase("describe"):
+        announce("loading", f"reading {config.model}")
+        description = describe(config.model)
+        devices = jax.devices()
+        dtype = resolve_dtype(config.dtype, on_cpu=devices[0].platform == "cpu")
+        model = description.config
+        max_context_tokens = resolve_context(config, model)
+        table = make_table(config, max_context_tokens, on_cpu=devices[0].platform == "cpu")
+        one_page_bytes = page_bytes(len(model.layers), model.kv_heads, config.page_tokens, model.head_dim, dtype)
+        capacity = plan_capacity(
+            config,
+            model,
+            table,
+            limit_bytes=memory_limit_bytes(),
+            weights_bytes=parameter_count(model) * dtype.itemsize,
+            page_bytes=one_page_bytes,
+            itemsize=dtype.itemsize,
+        )
+        announce("loading", capacity.summary())
+    mesh = make_mesh(devices=devices[:1])
+    if config.compile_cache:
+        use_compile_cache(config.compile_cache)
+    with timeline.phase("load"):
+        loaded = load_model(description, mesh, dtype, verify=config.verify_hashes)
+    abstract = abstract_pool(len(model.layers), capacity.pages, model.kv_heads, config.page_tokens, model.head_dim, dtype)
+    with timeline.phase("compile"):
+        announce("compiling", f"{len(table.buckets())} step shapes")
+        sampling = abstract_state(config.max_rows, model.vocab)
+        programs = compile_programs(loaded.graphdef, loaded.state, abstract, sampling, table)
+        if programs.temp_bytes > capacity.limit_bytes - capacity.weights_bytes - capacity.kv_bytes - capacity.sampling_bytes:
+            raise CapacityError(f"a step needs {programs.temp_bytes:,} bytes of temporaries, more than is left: {capacity.summary()}")
+    with timeline.phase("allocate"):
+        pool, state = (jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree) for tree in (abstract, sampling))
+        jax.block_until_ready((pool, state))
+    executor = Executor(loaded.state, pool, state, table, programs)
+    with timeline.phase("warm"):
+        announce("compiling", "running every program once")
+        executor.warm()
+    scheduler = make_scheduler(config, loaded, capacity, table, max_context_tokens)
+    card = make_card(config, loaded, capacity, max_context_tokens)
+    return Engine(card, scheduler, executor, MonotonicClock(), config.in_flight, timeline.seconds)
+
+
+def make_scheduler(config: EngineConfig, loaded: LoadedModel, capacity: Capacity, table: BucketTable, max_context_tokens: int) -> Scheduler:
+    """The host half of the engine, sized by `capacity`, using exactly the table's shapes."""
+    kv = KVManager(
+        capacity.pages,
+        config.page_tokens,
+        key=secrets.token_bytes(32),
+        weights_digest=loaded.digest,
+        kv_format=str(jnp.dtype(loaded.dtype)),
+        prefix_cache=config.prefix_cache,
+    )
+    largest = max(rows * chunk for rows, chunk in (*table.prefill, table.score))
+    shapes = Shapes(
+        decode=table.decode_rows,
+        prefill=table.prefill,
+        score=table.score,
+        step_tokens=table.decode_rows[-1] + largest,
+        fixed=table.deterministic,
+    )
+    limits = Limits(
+        vocab_size=loaded.config.vocab,
+        max_context_tokens=max_context_tokens,
+        max_sequences=config.max_rows,
+        max_waiting=config.max_waiting,
+        in_flight=config.in_flight,
+    )
+    return Scheduler(limits, shapes, kv, end_token_ids=loaded.end_token_ids)
+
+
+def make_card(config: EngineConfig, loaded: LoadedModel, capacity: Capacity, max_context_tokens: int) -> ModelCard:
+    name = config.served_name or config.model.rstrip("/").rpartition("/")[2].partition("@")[0]
+    return ModelCard(
+        id=name,
+        directory=str(loaded.directory),
+        vocab_size=loaded.config.vocab,
+        max_context_tokens=max_context_tokens,
+        max_request_tokens=min(capacity.max_request_tokens, max_context_tokens),
+        weights_digest=loaded.digest,
+        created=int(time.time()),
+        end_token_ids=loaded.end_token_ids,
+        default_sampling=loaded.default_sampling,
+        parameters=parameter_count(loaded.config),
+    )
+
+
+def resolve_dtype(wanted: str, *, on_cpu: bool) -> Any:
+    """The compute type. Raises ConfigError for bfloat16 on a CPU."""
+    if on_cpu and wanted == "bfloat16":
+        raise ConfigError("dtype=bfloat16 is not served on a CPU: XLA has no fast one-row form there; use float32", param="dtype")
+    return jnp.dtype(jnp.float32 if on_cpu or wanted == "float32" else jnp.bfloat16)
+
+
+def resolve_context(config: EngineConfig, model: ModelConfig) -> int:
+    """Tokens of context served. Raises ConfigError for more than the model was made for."""
+    if config.max_context_tokens is None:
+        return model.max_context_tokens
+    if config.max_context_tokens > model.max_context_tokens:
+        raise ConfigError(
+            f"max_context_tokens={config.max_context_tokens} exceeds the model's {model.max_context_tokens}", param="max_context_tokens"
+        )
+    return config.max_context_tokens

@@ -1,0 +1,133 @@
+"""Memory decided by arithmetic before anything is allocated: weights + KV pages + sampling state + reserve <= what there is.
+
+Nothing is profiled and nothing grows later, so there is no out-of-memory after ready. `plan_capacity` either returns the
+split or raises CapacityError with the numbers.
+"""
+
+import os
+
+import jax
+import msgspec
+
+from novajax.core.config import EngineConfig
+from novajax.core.errors import CapacityError
+from novajax.engine.buckets import BucketTable
+from novajax.models.config import ModelConfig
+
+ACCELERATOR_SHARE = 0.92
+"""Share of an accelerator's memory we plan with; the rest is the runtime's (contexts, collectives, fragmentation)."""
+HOST_SHARE = 0.80
+"""Share of the memory available on a CPU machine, where other programs live too."""
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes by kind on the fullest device, and the pages they buy."""
+
+    limit_bytes: int
+    weights_bytes: int
+    sampling_bytes: int
+    reserve_bytes: int
+    page_bytes: int
+    pages: int
+    page_tokens: int
+    max_request_tokens: int
+    """The longest prompt + output that the pool can hold."""
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.pages * self.page_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        return self.weights_bytes + self.sampling_bytes + self.reserve_bytes + self.kv_bytes
+
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"memory {_gib(self.limit_bytes)} = weights {_gib(self.weights_bytes)} + KV {_gib(self.kv_bytes)} ({self.pages:,} pages, "
+            f"{self.pages * self.page_tokens:,} tokens) + sampling {_gib(self.sampling_bytes)} + reserve {_gib(self.reserve_bytes)}"
+            f" + free {_gib(self.limit_bytes - self.used_bytes)}"
+        )
+
+
+def plan_capacity(
+    config: EngineConfig, model: ModelConfig, table: BucketTable, *, limit_bytes: int, weights_bytes: int, page_bytes: int, itemsize: int
+) -> Capacity:
+    """Splits `limit_bytes`. The pool gets what `config.kv_bytes` says, else every row's full context if that fits, else the rest.
+
+    Raises CapacityError when weights, reserve and the smallest useful pool (one full-length table) do not fit.
+    """
+    widest = table.table_pages[-1]
+    sampling = config.max_rows * model.vocab * (4 + 1 + 4)  # counts, seen, bias
+    reserve = step_reserve_bytes(model, table, config.page_tokens, itemsize)
+    left = limit_bytes - weights_bytes - sampling - reserve
+    wanted = config.kv_bytes if config.kv_bytes is not None else config.max_rows * widest * page_bytes
+    numbers = f"weights {_gib(weights_bytes)} + sampling {_gib(sampling)} + reserve {_gib(reserve)} of {_gib(limit_bytes)}"
+    if config.kv_bytes is not None and wanted > left:
+        raise CapacityError(f"a KV pool of {_gib(wanted)} does not fit: {numbers} leave {_gib(max(left, 0))}", param="kv_bytes")
+    pages = min(wanted, max(left, 0)) // page_bytes
+    if pages < 1 or (config.kv_bytes is None and pages < widest):
+        raise CapacityError(
+            f"{numbers} leave {_gib(max(left, 0))}, less than one context of {widest * config.page_tokens:,} tokens "
+            f"({_gib(widest * page_bytes)}): lower max_context_tokens or use a smaller model",
+            param="max_context_tokens",
+        )
+    return Capacity(
+        limit_bytes=limit_bytes,
+        weights_bytes=weights_bytes,
+        sampling_bytes=sampling,
+        reserve_bytes=reserve,
+        page_bytes=page_bytes,
+        pages=pages,
+        page_tokens=config.page_tokens,
+        max_request_tokens=min(pages, widest) * config.page_tokens,
+    )
+
+
+def step_reserve_bytes(model: ModelConfig, table: BucketTable, page_tokens: int, itemsize: int) -> int:
+    """A bound on one step's temporaries and outputs, doubled because the next step is enqueued while one runs.
+
+    The largest of: gathered pages with scores (attention), the MLP's three activations, logits with their filters.
+    Checked against XLA's own figure after compiling.
+    """
+    worst = 0
+    for b in table.buckets():
+        keys = b.table_pages * page_tokens
+        gathered = 2 * b.rows * keys * model.kv_heads * model.head_dim * itemsize
+        scores = 4 * 4 * model.heads * keys * max(b.decode_rows, b.prefill_rows * b.chunk_tokens)
+        width = max(getattr(kind.mlp, "mlp", 0) * getattr(kind.mlp, "per_token", 1) for kind in model.layers)
+        activations = 4 * b.tokens * (4 * model.embed + 3 * width + 3 * model.heads * model.head_dim)
+        logits = 4 * 6 * model.vocab * (b.rows + (b.tokens if b.score else 0))
+        worst = max(worst, gathered + scores + activations, logits)
+    return 2 * worst
+
+
+def memory_limit_bytes() -> int:
+    """Bytes this process may plan with on the fullest local device, or on the host where the device is the CPU."""
+    devices = jax.local_devices()
+    stats = [d.memory_stats() for d in devices] if devices[0].platform != "cpu" else []
+    if stats and all(s and "bytes_limit" in s for s in stats):
+        return int(min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats if s) * ACCELERATOR_SHARE)
+    return int(min(_available_bytes(), _cgroup_left_bytes()) * HOST_SHARE)
+
+
+def _available_bytes() -> int:
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cgroup_left_bytes() -> int:
+    """What a container's limit leaves (cgroup v2); without a limit, no bound."""
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit, open("/sys/fs/cgroup/memory.current", encoding="ascii") as used:
+            text = limit.read().strip()
+            return 2**63 if text == "max" else int(text) - int(used.read())
+    except (OSError, ValueError):
+        return 2**63
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"

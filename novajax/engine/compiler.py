@@ -1,0 +1,122 @@
+"""Every program the engine will run, compiled before it says ready: `forward` per bucket, `sample` per (rows, variant),
+`score` per row count, and `seat`.
+
+The programs are ahead-of-time executables, which cannot compile again: "no compile after ready" holds by construction,
+and a listener counts what JAX compiles anyway. Compiling runs on threads (XLA releases the interpreter lock).
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+
+from novajax.core.types import MAX_TOP_LOGPROBS
+from novajax.engine import inputs, sampler, step
+from novajax.engine.buckets import Bucket, BucketTable
+from novajax.engine.sampler import SamplingState, Variant
+from novajax.kv.pool import KVPool
+from novajax.telemetry.progress import Progress
+
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class Programs(msgspec.Struct, frozen=True):
+    """The compiled table. Keys are what the executor looks up each step."""
+
+    forward: dict[Bucket, Callable[..., Any]]
+    sample: dict[tuple[int, Variant], Callable[..., Any]]
+    score: dict[int, Callable[..., Any]]
+    seat: Callable[..., Any]
+    temp_bytes: int
+    """The largest temporary any of them needs, by XLA's own analysis."""
+
+
+class CompileCounter:
+    """Counts backend compilations in this process from construction on; `close` stops listening."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event == COMPILE_EVENT:
+            self.count += 1
+            self.seconds += duration_secs
+
+    def close(self) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._heard)
+
+
+def use_compile_cache(directory: str) -> None:
+    """Turns on JAX's persistent cache in `directory` (trusted: loading from it runs code). Every program is worth keeping."""
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def compile_programs(graphdef: Any, weights: Any, pool: KVPool, state: SamplingState, table: BucketTable) -> Programs:
+    """Lowers and compiles the whole table; `weights`, `pool` and `state` may be abstract. Shows its progress."""
+    vocab = state.counts.shape[1]
+    shape = jax.ShapeDtypeStruct
+    forward_jit = jax.jit(step.forward, static_argnums=0, static_argnames=("bucket", "rows"), donate_argnums=2)
+    sample_jit = jax.jit(sampler.sample, static_argnames="variant", donate_argnums=0)
+    score_jit = jax.jit(sampler.score)
+    seat_jit = jax.jit(sampler.seat, donate_argnums=0)
+
+    def one_forward(bucket: Bucket) -> Any:
+        packed, rows = shape((inputs.size(bucket),), jnp.int32), table.sample_rows(bucket)
+        return forward_jit.lower(graphdef, weights, pool, state.last_tokens, packed, bucket=bucket, rows=rows).compile()
+
+    def one_sample(rows: int, variant: Variant) -> Any:
+        return sample_jit.lower(
+            state, shape((rows, vocab), jnp.float32), shape((rows, inputs.DRAW_COLUMNS), jnp.int32), variant=variant
+        ).compile()
+
+    def one_score(rows: int) -> Any:
+        return score_jit.lower(shape((rows, vocab), jnp.float32), shape((rows,), jnp.int32)).compile()
+
+    def one_seat() -> Any:
+        row = (shape((vocab,), jnp.int32), shape((vocab,), jnp.bool_), shape((vocab,), jnp.float32), shape((sampler.END_IDS,), jnp.int32))
+        return seat_jit.lower(state, shape((), jnp.int32), *row).compile()
+
+    buckets = table.buckets()
+    jobs: dict[Any, Callable[[], Any]] = {b: partial(one_forward, b) for b in buckets}
+    heights = {table.sample_rows(bucket) for bucket in buckets}
+    jobs |= {(x, v): partial(one_sample, x, v) for x in sorted(heights) for v in sampler.VARIANTS}
+    scored = heights | {b.prefill_rows * b.chunk_tokens for b in buckets if b.score}
+    jobs |= {x: partial(one_score, x) for x in sorted(scored)}
+    jobs["seat"] = one_seat
+    threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compile")
+    with threads, Progress(len(jobs), "programs", "compile") as progress:
+
+        def run(job: Callable[[], Any]) -> Any:
+            made = job()
+            progress.advance(1)
+            return made
+
+        done = dict(zip(jobs, threads.map(run, jobs.values()), strict=True))
+    return Programs(
+        forward={key: made for key, made in done.items() if isinstance(key, Bucket)},
+        sample={key: made for key, made in done.items() if isinstance(key, tuple)},
+        score={key: made for key, made in done.items() if isinstance(key, int)},
+        seat=done["seat"],
+        temp_bytes=max(made.memory_analysis().temp_size_in_bytes for made in done.values()),
+    )
+
+
+def top_width(vocab: int) -> int:
+    """Alternatives `score` returns."""
+    return min(MAX_TOP_LOGPROBS, vocab)
+
+
+def padding(bucket: Bucket, slots: int) -> np.ndarray:
+    """A step that does nothing: what warm-up runs."""
+    return inputs.pack(None, bucket, slots)

@@ -1,0 +1,129 @@
+"""The in-process Backend: joins the loop's thread to asyncio. Building one is `engine.build.open_engine`'s business."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from functools import partial
+
+from novajax.core.clock import Clock
+from novajax.core.errors import EngineFailed, InternalError, NovaError, Unavailable
+from novajax.core.types import ModelCard, Phase, Request, Stats, Update
+from novajax.engine.compiler import CompileCounter
+from novajax.engine.executor import Executor
+from novajax.engine.loop import Loop
+from novajax.scheduler.scheduler import Scheduler
+
+
+class _Stream:
+    """Where one request's updates go: a queue on the event loop that submitted it."""
+
+    __slots__ = ("events", "queue")
+
+    def __init__(self) -> None:
+        self.events = asyncio.get_running_loop()
+        self.queue: asyncio.Queue[Update | NovaError] = asyncio.Queue()
+
+
+class Engine:
+    """A ready engine. Owns the loop, the device memory and the compile counter; `close` frees them."""
+
+    def __init__(self, card: ModelCard, scheduler: Scheduler, executor: Executor, clock: Clock, in_flight: int, startup: dict[str, float]):
+        self._card = card
+        self._scheduler = scheduler
+        self._executor = executor
+        self._clock = clock
+        self._startup = startup
+        self._streams: dict[str, _Stream] = {}
+        self._phase: Phase = "ready"
+        self._detail = ""
+        self._emptied: asyncio.Event | None = None
+        """While draining: set when the last stream has ended."""
+        self._compiled = CompileCounter()
+        self._loop = Loop(scheduler, executor, in_flight=in_flight, clock=clock, publish=self._publish, failed=self._failed)
+        self._loop.start()
+
+    async def card(self) -> ModelCard:
+        return self._card
+
+    async def submit(self, request: Request) -> AsyncIterator[Update]:
+        if self._phase != "ready":
+            raise Unavailable(f"the engine is {self._phase}", retry_after_s=5)
+        if request.id in self._streams:
+            raise InternalError(f"request id {request.id} is already running")
+        stream = self._streams[request.id] = _Stream()
+        finished = False
+        self._loop.post(partial(self._add, request))
+        try:
+            while not finished:
+                item = await stream.queue.get()
+                if isinstance(item, NovaError):
+                    finished = True
+                    raise item
+                finished = item.finish_reason is not None
+                yield item
+        finally:
+            self._streams.pop(request.id, None)
+            if not self._streams and self._emptied is not None:
+                self._emptied.set()
+            if not finished:
+                self._loop.post(partial(self._abort, request.id))
+
+    async def abort(self, request_id: str) -> None:
+        self._loop.post(partial(self._abort, request_id))
+
+    async def stats(self) -> Stats:
+        return Stats(
+            phase=self._phase,
+            detail=self._detail,
+            compilations_after_ready=self._compiled.count,
+            host_step_s=self._loop.host_step_s,
+            pid=os.getpid(),
+            startup=self._startup,
+            **self._scheduler.stats(),
+        )
+
+    async def drain(self, grace_s: float) -> None:
+        if self._phase == "ready":
+            self._phase = "draining"
+        self._emptied = asyncio.Event()
+        if self._streams:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), grace_s)
+        for request_id in list(self._streams):
+            await self.abort(request_id)
+
+    async def close(self) -> None:
+        if self._phase == "failed" and self._detail == "closed":
+            return
+        self._loop.stop()
+        self._failed(EngineFailed("closed"))
+        self._executor.close()
+        self._compiled.close()
+
+    def _add(self, request: Request) -> None:
+        """On the loop's thread: a refusal goes to this request alone."""
+        try:
+            self._scheduler.add(request, self._clock.now_s())
+        except NovaError as error:
+            self._deliver(request.id, error)
+        except Exception as error:
+            self._deliver(request.id, InternalError(f"{type(error).__name__} while admitting this request"))
+
+    def _abort(self, request_id: str) -> None:
+        """On the loop's thread."""
+        if (update := self._scheduler.abort(request_id, self._clock.now_s())) is not None:
+            self._publish([update])
+
+    def _publish(self, updates: list[Update]) -> None:
+        for update in updates:
+            self._deliver(update.request_id, update)
+
+    def _deliver(self, request_id: str, item: Update | NovaError) -> None:
+        if (stream := self._streams.get(request_id)) is not None and not stream.events.is_closed():
+            stream.events.call_soon_threadsafe(stream.queue.put_nowait, item)
+
+    def _failed(self, cause: NovaError) -> None:
+        self._phase, self._detail = "failed", cause.message
+        for request_id in list(self._streams):
+            self._deliver(request_id, EngineFailed(f"the engine stopped: {cause.message}", retry_after_s=5))

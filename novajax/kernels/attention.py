@@ -1,0 +1,79 @@
+"""Attention over a paged KV cache: the plain definition, which every faster form must equal.
+
+A pool holds pages of `page` tokens, head-major inside a page so that one (page, head) is one contiguous block. A row's
+table lists its pages in order, so the key at table column w, offset i has position w * page + i. Nothing here knows of
+requests or schedulers: pages are integers, and an id past the pool's end means "nothing" (writes are dropped).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+MASKED = -1e30
+"""Score of a hidden position: finite, so that a row with nothing to see yields zeros instead of NaN."""
+
+
+def write_pages(
+    pool_LPKpH: jax.Array,  # [L, P, K, page, H]
+    layer: int,
+    values_TKH: jax.Array,
+    pages_T: jax.Array,  # i32[T], P or more: dropped
+    offsets_T: jax.Array,  # i32[T] in [0, page)
+) -> jax.Array:
+    """The pool with each token's row stored at its page and offset. In place when the pool is donated."""
+    values = values_TKH.astype(pool_LPKpH.dtype)
+    return pool_LPKpH.at[layer, pages_T, :, offsets_T, :].set(values, mode="drop", unique_indices=True)
+
+
+def gather_pages(pool_LPKpH: jax.Array, layer: int, tables_XW: jax.Array) -> jax.Array:
+    """[X, K, W * page, H]: each row's pages side by side, in one gather (an index per page and head, so no transpose follows)."""
+    kv_heads, head_dim = pool_LPKpH.shape[2], pool_LPKpH.shape[4]
+    heads_1K1 = jnp.arange(kv_heads)[None, :, None]
+    blocks_XKWpH = pool_LPKpH.at[layer, tables_XW[:, None, :], heads_1K1].get(mode="clip")
+    return blocks_XKWpH.reshape(*blocks_XKWpH.shape[:2], -1, head_dim)
+
+
+def paged_attention(
+    q_XYNH: jax.Array,  # Y queries in each of X rows
+    keys_LPKpH: jax.Array,
+    values_LPKpH: jax.Array,
+    layer: int,
+    tables_XW: jax.Array,  # i32[X, W]
+    positions_XY: jax.Array,  # i32[X, Y], negative: a padding query, its result is unspecified but finite
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> jax.Array:
+    """Causal softmax attention of each query over its row's pages, queries already written to them. [X, Y, N, H]
+
+    A query at position p sees keys at positions [max(0, p - window + 1), p]. Scores and sums are float32; `softcap` is
+    cap * tanh(score / cap) before the mask (Gemma 2, arXiv 2408.00118).
+    """
+    rows, queries, heads, head_dim = q_XYNH.shape
+    kv_heads = keys_LPKpH.shape[2]
+    k_XKSH = gather_pages(keys_LPKpH, layer, tables_XW)
+    v_XKSH = gather_pages(values_LPKpH, layer, tables_XW)
+    groups = heads // kv_heads
+    # Queries of one KV head are rows of one matrix: [X, K, G * Y, H] x [X, K, S, H].
+    q_XKGYH = (q_XYNH * scale).reshape(rows, queries, kv_heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
+    q_XKMH = q_XKGYH.reshape(rows, kv_heads, groups * queries, head_dim).astype(k_XKSH.dtype)
+    scores = jnp.einsum("xkmh,xksh->xkms", q_XKMH, k_XKSH, preferred_element_type=jnp.float32)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    seen_XYS = _visible(positions_XY, k_XKSH.shape[2], window)
+    scores = scores.reshape(rows, kv_heads, groups, queries, -1)
+    scores = jnp.where(seen_XYS[:, None, None, :, :], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).reshape(rows, kv_heads, groups * queries, -1)
+    out_XKMH = jnp.einsum("xkms,xksh->xkmh", weights.astype(v_XKSH.dtype), v_XKSH, preferred_element_type=jnp.float32)
+    out_XYKGH = out_XKMH.reshape(rows, kv_heads, groups, queries, head_dim).transpose(0, 3, 1, 2, 4)
+    return out_XYKGH.reshape(rows, queries, heads, head_dim).astype(q_XYNH.dtype)
+
+
+def _visible(positions_XY: jax.Array, keys: int, window: int | None) -> jax.Array:
+    """bool[X, Y, S]: which key positions each query may see."""
+    key_S = lax.iota(jnp.int32, keys)
+    seen = key_S <= positions_XY[..., None]
+    if window is not None:
+        seen &= key_S > positions_XY[..., None] - window
+    return seen
