@@ -19,6 +19,7 @@ import msgspec
 import tokenizers
 
 from novajax.core.errors import ConfigError, InvalidRequest
+from novajax.text.guard import any_of
 from novajax.text.vocabulary import read_decoder, read_vocabulary, strip_lead, token_bytes
 
 _DELIMITER = re.compile(r"<[|｜].+[|｜]>", re.DOTALL)
@@ -63,12 +64,11 @@ class Tokenizer:
         """Highest id + 1."""
         self.special_ids = frozenset(i for i, token in added.items() if token.get("special"))
         """Ids that `decode` leaves out on request."""
-        control = {token["content"]: i for i, token in added.items() if token.get("special") or _DELIMITER.fullmatch(token["content"])}
+        control = {token["content"]: i for i, token in added.items() if _is_control(token)}
         self.control_tokens: dict[str, int] = control
         """Text -> id of every token that text from users must not become."""
         self._library, self._aliases, self._true_ids = _guarded(document, added, control, where)
-        longest_first = sorted(control, key=len, reverse=True)
-        self._control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._control_pattern = any_of(control)
         self.special_map = _special_map(self.directory, self.config)
         self.bos_token, self.eos_token = self.special_map.get("bos_token"), self.special_map.get("eos_token")
         self.bos_id, self.eos_id = self._id_of(self.bos_token, "bos_token"), self._id_of(self.eos_token, "eos_token")
@@ -163,6 +163,11 @@ class Tokenizer:
             elif not wanted and edge == [token]:
                 edge.clear()
         return prefix, suffix
+
+
+def _is_control(token: dict[str, Any]) -> bool:
+    # One character cannot be told from text.
+    return len(token["content"]) > 1 and bool(token.get("special") or _DELIMITER.fullmatch(token["content"]))
 
 
 def _read_json(path: Path, *, required: bool) -> dict[str, Any]:
