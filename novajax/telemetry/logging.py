@@ -35,8 +35,8 @@ def configure(
     colors: on a terminal only. Raises ConfigError for an unknown level."""
     if level not in _LEVELS:
         raise ConfigError(f"log level {level!r} is not one of {', '.join(_LEVELS)}")
-    stream = stream or sys.stderr
-    terminal = stream.isatty()
+    out: TextIO = stream or sys.stderr
+    terminal = out.isatty()
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -50,7 +50,7 @@ def configure(
         last: list[Processor] = [structlog.processors.format_exc_info, _redact_traceback, structlog.processors.JSONRenderer()]
     else:
         last = [structlog.dev.ConsoleRenderer(colors=colors and terminal, exception_formatter=_write_traceback)]
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared[:3], *shared[4:]],  # the standard library has formatted its arguments itself
