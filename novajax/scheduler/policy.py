@@ -35,6 +35,10 @@ def victim_for_growth(running: Listed[Sequence], needy: Sequence) -> Sequence | 
     return last if seniority(last) > seniority(needy) else None
 
 
-def victims_for_admission(running: Listed[Sequence], rank_wanted: int) -> list[Sequence]:
-    """Who may be preempted to admit a waiting sequence of rank `rank_wanted`: those of a strictly lower class, most junior first."""
-    return [sequence for sequence in reversed(running) if sequence.rank > rank_wanted]
+def victims_for_admission(running: Listed[Sequence], waiting: Sequence) -> list[Sequence]:
+    """Who may be preempted to admit `waiting`: those of a strictly lower class, most junior first.
+
+    Its own class counts, not the rank that age gave it: age wins a turn, but does not throw out others of the class, who would
+    come back to the head of the queue as the older ones, and so on for ever.
+    """
+    return [sequence for sequence in reversed(running) if sequence.rank > CLASSES[waiting.request.priority]]

@@ -222,7 +222,7 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Preempts sequences of a lower class if that can admit this one. True: worth another try at once."""
-        victims = policy.victims_for_admission(self._roster.running, sequence.rank)
+        victims = policy.victims_for_admission(self._roster.running, sequence)
         if self._roster.leaving or not victims:
             return False
         missing = self._kv.pages_for(len(sequence.tokens)) + len(self._roster.running) - self._kv.free - self._kv.cached

@@ -1,0 +1,330 @@
+"""A world around one scheduler: a device that remembers what each page slot holds, and an oracle that knows every answer.
+
+The device keeps, per (page, offset), a signature of ALL tokens up to that position (and the tenant), which is what real KV depends
+on. Each row must find exactly its own sequence's signatures at the positions before it: page reuse, a stale prefix, a page
+given away too early, a wrong position or a wrong device token all show at once. The next token is a function of that signature, so
+the right output of each request is known in advance, whatever else happens to it.
+"""
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from zlib import crc32
+
+from novajax.core.errors import NovaError
+from novajax.core.types import Request, SamplingParams, TokenLogprobs, Update
+from novajax.kv.manager import KVManager
+from novajax.scheduler.admission import Limits
+from novajax.scheduler.budget import Shapes
+from novajax.scheduler.plan import ON_DEVICE, DecodeRow, PrefillRow, StepPlan, TokenResult
+from novajax.scheduler.scheduler import Scheduler
+
+VOCAB = 40
+END = (1, 2)
+
+
+def signature(previous: int, token: int) -> int:
+    return hash((previous, token))
+
+
+def signatures(request: Request, tokens: list[int]) -> list[int]:
+    """After tokens[:i], for i = 0 .. len(tokens)."""
+    found = [crc32(f"{request.cache_salt}|{request.adapter}".encode())]
+    for token in tokens:
+        found.append(signature(found[-1], token))
+    return found
+
+
+def draw_token(state: int, seed: int, banned: frozenset[int] = frozenset()) -> int:
+    token = hash((state, seed)) % VOCAB
+    while token in banned:
+        token = (token + 1) % VOCAB
+    return token
+
+
+def ends_of(request: Request) -> frozenset[int]:
+    sampling = request.sampling
+    return frozenset(sampling.stop_token_ids) | frozenset(() if sampling.ignore_eos else END)
+
+
+@dataclass
+class Answer:
+    """What one request must get, and what it has got so far."""
+
+    request: Request
+    tokens: list[int]
+    stop_token: int | None
+    got: list[int] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    final: Update | None = None
+    on_device: list[int] = field(default_factory=list)  # output the device has drawn, lost and drawn again after preemptions
+    samples: list[int] = field(default_factory=list)  # positions whose logits were drawn from, in order
+    chunks: list[tuple[int, int]] = field(default_factory=list)
+
+
+def oracle(request: Request, max_tokens: int) -> Answer:
+    sampling, ends = request.sampling, ends_of(request)
+    state, output = signatures(request, list(request.prompt))[-1], []
+    while len(output) < max_tokens:
+        token = draw_token(state, sampling.seed or 0, ends if len(output) < sampling.min_tokens else frozenset())
+        if token in ends and len(output) >= sampling.min_tokens:
+            return Answer(request, output, token)
+        output.append(token)
+        state = signature(state, token)
+    return Answer(request, output, None)
+
+
+class World:
+    """Drives the scheduler by hand: add, abort, fail, dispatch (plan and execute), collect (commit)."""
+
+    def __init__(self, *, pages=16, page_tokens=4, slots=3, in_flight=2, context=64, shapes: Shapes, prefix_cache=True, **limits):
+        self.kv = KVManager(pages, page_tokens, key=b"test", prefix_cache=prefix_cache)
+        self.limits = Limits(vocab_size=VOCAB, max_context_tokens=context, max_sequences=slots, in_flight=in_flight, **limits)
+        self.shapes = shapes
+        self.scheduler = Scheduler(self.limits, shapes, self.kv, end_token_ids=END, seeds=random.Random(0))
+        self.context = min(context, pages * page_tokens)
+        self.answers: dict[str, Answer] = {}
+        self.refused = 0
+        self.memory: dict[tuple[int, int], int] = {}
+        self.made: dict[tuple[int, int], tuple[str, int]] = {}  # how each KV was computed: block and row in it
+        self.last_token: dict[int, int] = {}
+        self.seats: dict[int, tuple] = {}
+        self.seat_output: dict[int, list[int]] = {}
+        self.uncommitted: deque[tuple[StepPlan, dict, dict]] = deque()
+        self.now_s = 0.0
+        self.plans: list[StepPlan] = []
+
+    # --- requests
+
+    def add(self, prompt, *, priority="medium", salt="", adapter="", **sampling) -> str | None:
+        """The id of the request, None if it was refused. Seeds are unique: the device tells requests apart by them."""
+        name = f"r{len(self.answers) + self.refused}"
+        seed = 1000 + len(self.answers) + self.refused
+        request = Request(
+            id=name,
+            prompt=tuple(prompt),
+            sampling=SamplingParams(seed=seed, **sampling),
+            priority=priority,
+            cache_salt=salt,
+            adapter=adapter,
+        )
+        wanted = request.sampling.max_tokens
+        try:
+            self.scheduler.add(request, self.now_s)
+        except NovaError:
+            self.refused += 1
+            return None
+        self.answers[name] = oracle(request, self.context - len(prompt) if wanted is None else wanted)
+        return name
+
+    def abort(self, name: str) -> None:
+        update = self.scheduler.abort(name, self.now_s)
+        assert (update is None) == (self.answers[name].final is not None)
+        if update is not None:
+            self.receive([update])
+
+    def fail(self, name: str) -> None:
+        update = self.scheduler.fail(name, NovaError("told to fail").failure(), self.now_s)
+        if update is not None:
+            self.receive([update])
+
+    # --- the device
+
+    def dispatch(self) -> StepPlan | None:
+        """Plans a step and executes it at once; its results wait for `collect`."""
+        self.now_s += 1
+        plan = self.scheduler.plan(self.now_s)
+        self.receive(self.scheduler.news())
+        if plan is None:
+            return None
+        self.plans.append(plan)
+        self.check_shape(plan)
+        for seat in plan.seats:
+            self.seats[seat.slot] = tuple(seat.ends)
+            self.seat_output[seat.slot] = list(seat.output)
+        results: dict[int, TokenResult] = {}
+        scores: dict[int, list[TokenLogprobs]] = {}
+        self.check_owners(plan)
+        for row in plan.decode:
+            self.execute_decode(row, results)
+        for row in plan.prefill:
+            self.execute_prefill(row, results, scores)
+        self.uncommitted.append((plan, results, scores))
+        return plan
+
+    def collect(self) -> bool:
+        """Commits the oldest plan."""
+        if not self.uncommitted:
+            return False
+        plan, results, scores = self.uncommitted.popleft()
+        self.now_s += 1
+        self.receive(self.scheduler.commit(plan.number, results, scores, self.now_s))
+        return True
+
+    def answer_of(self, row: DecodeRow | PrefillRow) -> Answer:
+        return self.answers[f"r{row.draw.seed - 1000}"]
+
+    def read(self, row: DecodeRow | PrefillRow, tokens: list[int], start: int) -> list[int]:
+        """Checks that the KV before `start` is the sequence's own; returns the signatures of all its tokens."""
+        expected = signatures(self.answer_of(row).request, tokens)
+        size = self.kv.page_tokens
+        for position in range(start):
+            found = self.memory.get((row.pages[position // size], position % size))
+            assert found == expected[position + 1], f"{row} reads foreign KV at {position}"
+            if self.shapes.fixed:  # then the bits must be the same too: each KV is computed in the same place of the same shape
+                chunk, prompt = self.shapes.prefill[0][1], len(self.answer_of(row).request.prompt)
+                made = ("prefill", position % chunk) if position < prompt else ("decode", 0)
+                assert self.made[row.pages[position // size], position % size] == made
+        return expected
+
+    def write(self, row: DecodeRow | PrefillRow, position: int, value: int) -> None:
+        size = self.kv.page_tokens
+        place = row.pages[position // size], position % size
+        self.memory[place] = value
+        self.made[place] = ("decode", 0) if isinstance(row, DecodeRow) else ("prefill", position - row.start)
+
+    def execute_decode(self, row: DecodeRow, results: dict) -> None:
+        answer = self.answer_of(row)
+        token = self.last_token[row.slot] if row.input == ON_DEVICE else row.input
+        tokens = list(answer.request.prompt) + answer.on_device
+        assert tokens[row.position] == token, f"{row} gets token {token}"
+        expected = self.read(row, tokens[: row.position + 1], row.position)
+        self.write(row, row.position, expected[row.position + 1])
+        assert row.last == (row.position + 1 == len(tokens))
+        if row.last:
+            self.sample(row, answer, expected[-1], row.position, results)
+
+    def execute_prefill(self, row: PrefillRow, results: dict, scores: dict) -> None:
+        answer = self.answer_of(row)
+        tokens = list(answer.request.prompt) + answer.on_device
+        end = row.start + len(row.tokens)
+        assert list(row.tokens) == tokens[row.start : end]
+        answer.chunks.append((row.start, end))
+        expected = self.read(row, tokens[:end], row.start)
+        for position in range(row.start, end):
+            self.write(row, position, expected[position + 1])
+        assert row.following == (tokens[end] if end < len(tokens) else -1)
+        if row.score:
+            targets = [*row.tokens[1:], *((row.following,) if row.following >= 0 else ())]
+            scores[row.slot] = [TokenLogprobs(target, -float(row.start + i + 1), 1) for i, target in enumerate(targets)]
+        if row.last:
+            assert end == len(tokens)
+            self.sample(row, answer, expected[-1], end - 1, results)
+
+    def sample(self, row, answer: Answer, state: int, position: int, results: dict) -> None:
+        sampling, count = answer.request.sampling, len(answer.on_device)
+        assert position + 1 - len(answer.request.prompt) == count, "a token is drawn at the wrong position"
+        assert count < len(answer.tokens) + 4 + self.limits.in_flight
+        assert sampling.max_tokens is None or count < sampling.max_tokens, "a token beyond max_tokens is planned"
+        assert len(answer.request.prompt) + count < self.context, "a token beyond the context is planned"
+        assert row.ban_ends == (count < sampling.min_tokens)
+        if row.draw.seated:
+            assert frozenset(self.seats[row.slot]) == ends_of(answer.request)
+            assert self.seat_output[row.slot] == answer.on_device, "the slot's penalties count another output"
+        else:
+            assert not sampling.logit_bias
+            assert sampling.presence_penalty == 0
+            assert not sampling.min_tokens or not ends_of(answer.request)
+        token = draw_token(state, row.draw.seed, ends_of(answer.request) if row.ban_ends else frozenset())
+        answer.samples.append(position)
+        answer.on_device.append(token)
+        self.last_token[row.slot] = token
+        if row.draw.seated:
+            self.seat_output[row.slot].append(token)
+        results[row.slot] = TokenResult(token, None if sampling.logprobs is None else TokenLogprobs(token, -1.0, 1))
+
+    # --- checks
+
+    def check_shape(self, plan: StepPlan) -> None:
+        assert len(plan.decode) <= plan.decode_rows
+        assert plan.decode_rows in self.shapes.decode
+        assert (plan.decode_rows, plan.prefill_shape) in self.shapes.buckets()
+        slots = [row.slot for row in (*plan.decode, *plan.prefill)]
+        assert len(slots) == len(set(slots))
+        if plan.prefill_shape is None:
+            assert not plan.prefill
+            return
+        rows, chunk = plan.prefill_shape
+        assert len(plan.prefill) <= rows
+        assert all(1 <= len(row.tokens) <= chunk for row in plan.prefill)
+        assert not any(row.score for row in plan.prefill) or (len(plan.prefill) == 1 and plan.prefill_shape == self.shapes.score)
+        assert plan.decode_rows + rows * chunk <= self.shapes.step_tokens
+
+    def check_owners(self, plan: StepPlan) -> None:
+        """No page that one sequence writes is in the table of another one in any uncommitted plan; nothing cached is written."""
+        size = self.kv.page_tokens
+        writers: dict[int, int] = {}
+        readers: dict[int, set[int]] = {}
+        slots: dict[int, int] = {}
+        for step in (*(step for step, _, _ in self.uncommitted), plan):
+            for row in (*step.decode, *step.prefill):
+                first = row.position if isinstance(row, DecodeRow) else row.start
+                last = first if isinstance(row, DecodeRow) else first + len(row.tokens) - 1
+                assert last < len(row.pages) * size
+                assert slots.setdefault(row.slot, row.draw.seed) == row.draw.seed, "a slot changed owner while in flight"
+                for page in row.pages:
+                    readers.setdefault(page, set()).add(row.draw.seed)
+                for page in row.pages[first // size : last // size + 1]:
+                    assert writers.setdefault(page, row.draw.seed) == row.draw.seed, f"page {page} has two writers"
+                    if step is plan:
+                        assert page not in self.kv._cache, f"cached page {page} is written"
+        for page, writer in writers.items():
+            assert readers[page] == {writer}, f"page {page} is written by one sequence and read by another"
+
+    def receive(self, updates: list[Update]) -> None:
+        for update in updates:
+            answer = self.answers[update.request_id]
+            assert answer.final is None, "an update after the last one"
+            assert update.start == len(answer.got)
+            answer.got += update.tokens
+            assert answer.got == answer.tokens[: len(answer.got)], f"{update.request_id} got a wrong token"
+            sampling = answer.request.sampling
+            assert len(update.logprobs) == (0 if sampling.logprobs is None else len(update.tokens))
+            if update.prompt_logprobs is not None:
+                assert answer.prompt_logprobs is None
+                answer.prompt_logprobs = update.prompt_logprobs
+            if update.tokens and sampling.prompt_logprobs is not None:
+                assert answer.prompt_logprobs is not None, "prompt scores must come with the first tokens"
+            if update.finish_reason is not None:
+                self.check_final(answer, update)
+
+    def check_final(self, answer: Answer, update: Update) -> None:
+        answer.final = update
+        prompt, sampling = answer.request.prompt, answer.request.sampling
+        assert update.seed == sampling.seed
+        assert update.usage is not None
+        assert update.timing is not None
+        assert update.usage.prompt_tokens == len(prompt)
+        assert update.usage.completion_tokens == len(answer.got)
+        assert update.usage.cached_tokens < len(prompt)
+        assert update.timing.queued_s >= 0
+        assert (update.failure is not None) == (update.finish_reason == "error")
+        if update.finish_reason in ("stop", "length"):
+            assert answer.got == answer.tokens
+            assert update.stop_token == answer.stop_token
+            assert (update.finish_reason == "stop") == (answer.stop_token is not None)
+            if sampling.prompt_logprobs is not None:
+                scored = tuple(TokenLogprobs(token, -float(i), 1) for i, token in enumerate(prompt) if i)
+                assert answer.prompt_logprobs == (None, *scored)
+                assert update.usage.cached_tokens == 0
+
+    def check(self) -> None:
+        assert self.scheduler.check() == []
+        stats = self.scheduler.stats()
+        assert stats["kv_pages_free"] + stats["kv_pages_cached"] + stats["kv_pages_held"] == stats["kv_pages_total"]
+        assert stats["identity_violations"] == 0
+
+    def live(self) -> list[str]:
+        return [name for name, answer in self.answers.items() if answer.final is None]
+
+    def run(self, steps: int = 10_000) -> None:
+        """Until nothing is left, as an engine loop does it: as many plans ahead as allowed, then the oldest result."""
+        for _ in range(steps):
+            while self.dispatch() is not None:
+                pass
+            if not self.collect():
+                break
+        assert not self.scheduler.has_work, f"stuck with {self.live()}"
+        self.check()
+        assert self.kv.held == 0
+        assert self.live() == []
