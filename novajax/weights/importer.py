@@ -1,0 +1,155 @@
+"""Fills a model's state from a Hugging Face directory: every device gets its own slice, read for it alone.
+
+Invariants: what is on the host at any moment is a few leaves' local shards (bounded in bytes; one leaf larger than the
+bound goes alone) and one small piece per thread, never a checkpoint. Values are changed in dtype and layout only. What
+goes where was decided before (`weights.leaves`).
+
+On a CPU a device's array takes over the host buffer, so there is no second copy: hence the 64-byte alignment.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from novajax.models.families.keys import place, source_slice
+from novajax.telemetry.progress import Reporter
+from novajax.weights.leaves import Bounds, Leaf, Path, bounds_of, letters
+from novajax.weights.safetensors import SafetensorsDirectory
+
+PIECE_BYTES = 2 << 20
+"""Read, converted and laid out at a time by one thread."""
+IN_FLIGHT_BYTES = 256 << 20
+"""Of leaves being filled at the same time."""
+ALIGNMENT_BYTES = 64
+
+Index = tuple[slice, ...]
+
+
+def source_bytes(directory: SafetensorsDirectory, leaves: tuple[Leaf, ...]) -> int:
+    """Stored bytes of what this process's devices hold: the total of `import_leaves`'s progress."""
+    return sum(leaf.host_bytes() // leaf.dtype.itemsize * _stored(directory, leaf).itemsize for leaf in leaves)
+
+
+def import_leaves(
+    directory: SafetensorsDirectory, leaves: tuple[Leaf, ...], progress: Reporter, *, in_flight_bytes: int = IN_FLIGHT_BYTES
+) -> list[tuple[Path, jax.Array]]:
+    """The leaves' arrays, on their devices. Raises WeightsError; nothing is left running then."""
+    room = _Room(in_flight_bytes)
+    failed = threading.Event()
+
+    def fill(leaf: Leaf) -> tuple[Path, jax.Array] | None:
+        try:
+            if failed.is_set():
+                return None
+            shards: dict[Bounds, np.ndarray] = {}
+
+            def shard(index: Index | None) -> np.ndarray:
+                bounds = bounds_of(index or (), leaf.shape)
+                if bounds not in shards:
+                    shards[bounds] = _read_shard(directory, leaf, bounds, progress.advance)
+                return shards[bounds]
+
+            progress.note(leaf.name)
+            array = jax.make_array_from_callback(leaf.shape, leaf.sharding, shard, dtype=leaf.dtype)
+            return leaf.path, jax.block_until_ready(array)
+        except BaseException:
+            failed.set()
+            raise
+        finally:
+            room.leave(leaf.host_bytes())
+
+    with ThreadPoolExecutor(max(4, min(16, len(os.sched_getaffinity(0)))), thread_name_prefix="import") as pool:
+        running = []
+        for leaf in leaves:
+            room.enter(leaf.host_bytes())
+            running.append(pool.submit(fill, leaf))
+        filled = [future.result() for future in sorted(running, key=lambda future: future.exception() is None)]
+    return [one for one in filled if one is not None]
+
+
+class _Room:
+    """A bound on bytes in flight; one thing larger than the bound goes in alone."""
+
+    def __init__(self, limit_bytes: int):
+        self._limit_bytes, self._used_bytes = limit_bytes, 0
+        self._changed = threading.Condition()
+
+    def enter(self, size_bytes: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used_bytes or self._used_bytes + size_bytes <= self._limit_bytes)
+            self._used_bytes += size_bytes
+
+    def leave(self, size_bytes: int) -> None:
+        with self._changed:
+            self._used_bytes -= size_bytes
+            self._changed.notify_all()
+
+
+def _read_shard(directory: SafetensorsDirectory, leaf: Leaf, bounds: Bounds, advance: Callable[[float], None]) -> np.ndarray:
+    """One device's slice of the leaf, in the leaf's dtype."""
+    out = _aligned(tuple(stop - start for start, stop in bounds), leaf.dtype)
+    left, right = letters(leaf.axes)
+    stacked = [axis for axis, letter in enumerate(right) if letter not in left]
+    bits = np.dtype(f"u{leaf.dtype.itemsize}")
+    for piece in _pieces(leaf, bounds, _stored(directory, leaf).itemsize):
+        name = leaf.tensors[tuple(piece[axis].start for axis in stacked)]
+        read = directory.read(name, source_slice(leaf.axes, leaf.shape, piece))
+        values = place(leaf.axes, leaf.shape, piece, _converted(read, leaf.dtype))
+        here = tuple(slice(part.start - start, part.stop - start) for part, (start, _) in zip(piece, bounds, strict=True))
+        # As plain integers: numpy moves those faster than a dtype it does not know, and without the interpreter's lock.
+        out.view(bits)[here] = values.view(bits)
+        advance(values.size * read.dtype.itemsize)
+    return out
+
+
+def _pieces(leaf: Leaf, bounds: Bounds, itemsize: int) -> Iterator[Index]:
+    """Cuts a slice of the leaf into parts that are each one short run of bytes of one tensor, in the tensor's order."""
+    left, right = letters(leaf.axes)
+    order = [letter for letter in right if letter not in left] + left
+    sizes = dict(zip(right, leaf.shape, strict=True))
+
+    def cut(depth: int, piece: list[slice]) -> Iterator[Index]:
+        if depth == len(order):
+            yield tuple(piece)
+            return
+        axis = right.index(order[depth])
+        step_bytes = itemsize * math.prod(sizes[letter] for letter in order[depth + 1 :])
+        run = 1 if order[depth] not in left else max(1, PIECE_BYTES // step_bytes)
+        for start in range(bounds[axis][0], bounds[axis][1], run):
+            piece[axis] = slice(start, min(start + run, bounds[axis][1]))
+            if run == 1 and (order[depth] not in left or step_bytes > PIECE_BYTES):
+                yield from cut(depth + 1, piece)
+                for inner in order[depth + 1 :]:
+                    piece[right.index(inner)] = slice(*bounds[right.index(inner)])
+            else:
+                yield tuple(piece)
+
+    return cut(0, [slice(*bound) for bound in bounds])
+
+
+def _converted(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    if values.dtype == dtype:
+        return values
+    if values.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
+        wide = values.view(np.uint16).astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    return values.astype(np.float32, copy=False).astype(dtype, copy=False)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    size_bytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT_BYTES
+    return raw[start : start + size_bytes].view(dtype).reshape(shape)
+
+
+def _stored(directory: SafetensorsDirectory, leaf: Leaf) -> np.dtype[Any]:
+    return directory.dtype(next(iter(leaf.tensors.values())))
