@@ -29,10 +29,13 @@ STATS_WAIT_S = 2.0
 
 
 class BackendServer:
-    """Offers one backend to whoever connects to a Unix socket as the same user. A connection's requests end with it."""
+    """Offers a backend to whoever connects to a Unix socket as the same user. A connection's requests end with it.
 
-    def __init__(self, backend: Backend):
-        self._backend = backend
+    It listens before the backend exists, so that the peer sees the start's progress (`announce`).
+    """
+
+    def __init__(self) -> None:
+        self._backend: Backend | None = None
         self._hello = Hello("starting")
         self._channels: set[Channel] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -51,6 +54,11 @@ class BackendServer:
         self._hello = Hello(phase, detail, card)
         for channel in self._channels:
             channel.send(self._hello)
+
+    async def offer(self, backend: Backend) -> None:
+        """From now on requests go to `backend`, which is ready."""
+        self._backend = backend
+        self.announce("ready", card=await backend.card())
 
     async def close(self) -> None:
         if self._server is not None:
@@ -79,30 +87,35 @@ class BackendServer:
             await channel.close()
 
     def _handle(self, channel: Channel, message: Submit | Abort | AskStats | Drain, requests: dict[str, asyncio.Task[None]]) -> None:
+        backend = self._backend
+        if backend is None:
+            if isinstance(message, Submit):
+                channel.send(Refused(message.request.id, Unavailable(f"the engine is {self._hello.phase}").failure()))
+            return
         match message:
             case Submit(request) if request.id in requests:
                 channel.send(Refused(request.id, InternalError(f"request id {request.id} is already running").failure()))
             case Submit(request):
                 # Eager, so that the backend knows the request before an abort that follows in the same breath.
-                task = asyncio.Task(self._relay(channel, request), loop=asyncio.get_running_loop(), eager_start=True)
+                task = asyncio.Task(self._relay(backend, channel, request), loop=asyncio.get_running_loop(), eager_start=True)
                 if not task.done():
                     requests[request.id] = task
                     task.add_done_callback(lambda _: requests.pop(request.id, None))
             case Abort(request_id):
                 if request_id in requests:
-                    self._spawn(self._backend.abort(request_id))
+                    self._spawn(backend.abort(request_id))
             case AskStats(number):
-                self._spawn(self._tell_stats(channel, number))
+                self._spawn(self._tell_stats(backend, channel, number))
             case Drain(grace_s):
-                self._spawn(self._drain(channel, grace_s))
+                self._spawn(self._drain(backend, channel, grace_s))
 
     def _spawn(self, work) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _relay(self, channel: Channel, request: Request) -> None:
-        stream = self._backend.submit(request)
+    async def _relay(self, backend: Backend, channel: Channel, request: Request) -> None:
+        stream = backend.submit(request)
         try:
             async for update in stream:
                 channel.send(Updates([update]))
@@ -113,11 +126,11 @@ class BackendServer:
         finally:
             await stream.aclose()  # type: ignore[attr-defined]
 
-    async def _tell_stats(self, channel: Channel, number: int) -> None:
-        channel.send(TellStats(number, await self._backend.stats()))
+    async def _tell_stats(self, backend: Backend, channel: Channel, number: int) -> None:
+        channel.send(TellStats(number, await backend.stats()))
 
-    async def _drain(self, channel: Channel, grace_s: float) -> None:
-        await self._backend.drain(grace_s)
+    async def _drain(self, backend: Backend, channel: Channel, grace_s: float) -> None:
+        await backend.drain(grace_s)
         channel.send(Drained())
 
 
@@ -135,6 +148,7 @@ class RemoteBackend:
         self._asked: dict[int, asyncio.Future[Stats]] = {}
         self._numbers = itertools.count()
         self._drained = asyncio.Event()
+        self.was_ready = False
 
     async def connect(self, path: str) -> None:
         """Connects to a listening engine; raises OSError while there is none."""
@@ -234,7 +248,7 @@ class RemoteBackend:
             case Hello(phase, detail, card):
                 self._phase, self._detail = phase, detail
                 if card is not None:
-                    self._card = card
+                    self._card, self.was_ready = card, True
                 if card is not None or phase == "failed":
                     self._known.set()
             case Updates(updates):

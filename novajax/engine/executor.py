@@ -4,7 +4,6 @@
 never decides anything: plans come from the scheduler, shapes from the table.
 """
 
-import time
 from typing import Any
 
 import jax
@@ -52,15 +51,10 @@ class Executor:
         self._slots = state.last_tokens.shape[0]
         self._vocab = state.counts.shape[1]
 
-    def warm(self) -> dict[str, float]:
-        """Runs every program once on padding. Seconds by bucket name: the measured latency table."""
-        table: dict[str, float] = {}
+    def warm(self) -> None:
+        """Runs every program on padding, so that nothing is loaded or initialised under a request."""
         for bucket, forward in self._programs.forward.items():
-            self._forward(forward, jnp.asarray(padding(bucket, self._slots)))
-            began = time.monotonic()
             logits_XV, draws, scored = self._forward(forward, jnp.asarray(padding(bucket, self._slots)))
-            jax.block_until_ready(logits_XV)
-            table[bucket.name] = time.monotonic() - began
             for (rows, _), sample in self._programs.sample.items():
                 if rows == logits_XV.shape[0]:
                     self._state, tokens_X = sample(self._state, logits_XV, draws)
@@ -68,7 +62,6 @@ class Executor:
             if scored is not None:
                 jax.block_until_ready(self._score(*scored))
         self._sit(Seat(slot=0, prompt=(), output=(), logit_bias={}, ends=()))
-        return table
 
     def dispatch(self, plan: StepPlan) -> Pending:
         """Enqueues one plan. Returns at once; at most a few plans may be pending."""
