@@ -6,7 +6,9 @@ into the shardings asked for, a group of leaves at a time, so that a change of d
 imported when used: it costs a start that does not need it nothing.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -27,7 +29,7 @@ def save_arrays(directory: Path, state: nnx.State, progress: Reporter) -> None:
 
     arrays = {array_name(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}
     try:
-        with ocp.Checkpointer(_handler()) as checkpointer:
+        with _quiet(), ocp.Checkpointer(_handler()) as checkpointer:
             checkpointer.save(directory, args=ocp.args.PyTreeSave(arrays))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{directory}: writing the arrays failed: {error}") from error
@@ -51,7 +53,7 @@ def restore_arrays(
     targets = dict(nnx.to_flat_state(shardings))
     leaves = nnx.to_flat_state(state)
     filled = []
-    with ocp.Checkpointer(_handler()) as checkpointer:
+    with _quiet(), ocp.Checkpointer(_handler()) as checkpointer:
         for group in _groups(leaves, jnp.dtype(stored_dtype).itemsize):
             wanted = {}
             for path, variable in group:
@@ -75,6 +77,18 @@ def _handler():
     import orbax.checkpoint as ocp
 
     return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax tells every step of its work through absl's logger."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _groups(leaves: Iterable, itemsize: int) -> Iterator[list]:

@@ -29,8 +29,13 @@ class Source(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """ "org/name@commit", or the directory as an absolute path."""
-        return f"{self.hub_id}@{self.commit}" if self.hub_id else str(self.directory)
+        """For people and clients: "org/name", or the directory's own name."""
+        return self.hub_id or self.directory.name
+
+    @property
+    def pinned(self) -> str:
+        """ "org/name@commit", or the directory's own name: what a record keeps."""
+        return f"{self.hub_id}@{self.commit}" if self.hub_id else self.directory.name
 
 
 def resolve(spec: str, *, cache_dir: Path | None = None, endpoint: str | None = None) -> Source:

@@ -6,7 +6,7 @@ sampling defaults pass the same bounds as a request's. It reads JSON only and do
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
@@ -54,10 +54,12 @@ def read_generation(directory: Path, config: dict[str, Any], vocab: int) -> Gene
     defaults = {key: generation[key] for key in SAMPLING if generation.get(key) is not None}
     if defaults.get("top_k") == -1:
         del defaults["top_k"]
-    try:
-        msgspec.convert(defaults, SamplingParams)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{directory / 'generation_config.json'}: {error}", param=str(error).rpartition("$.")[2].rstrip("`")) from None
+    bounds = get_type_hints(SamplingParams, include_extras=True)
+    for key, value in defaults.items():
+        try:
+            msgspec.convert(value, bounds[key])
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{directory / 'generation_config.json'}: {key}={value!r}: {error}", param=key) from None
     file, named = "generation_config.json", generation.get("eos_token_id")
     if named is None:
         file, named = "config.json", config.get("eos_token_id")

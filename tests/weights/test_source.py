@@ -100,11 +100,11 @@ def test_a_file_is_refused(tmp_path: Path):
 def test_a_hub_id_is_fetched_once_and_pinned_to_its_commit(tmp_path: Path, hub: tuple[str, list[str]]):
     endpoint, asked = hub
     source = resolve("org/name", cache_dir=tmp_path, endpoint=endpoint)
-    assert (source.hub_id, source.commit, source.name) == ("org/name", COMMIT, f"org/name@{COMMIT}")
+    assert (source.name, source.commit, source.pinned) == ("org/name", COMMIT, f"org/name@{COMMIT}")
     assert {path.name for path in source.directory.iterdir()} == {"config.json", "model.safetensors", "chat_template.jinja"}
     assert (source.directory / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     before = len(asked)
-    assert resolve(source.name, cache_dir=tmp_path, endpoint=endpoint) == source
+    assert resolve(source.pinned, cache_dir=tmp_path, endpoint=endpoint) == source
     assert len(asked) == before, "a pinned id that is in the cache asks nobody"
     assert resolve("org/name", cache_dir=tmp_path, endpoint="http://127.0.0.1:9") == source, "an unreachable hub: the cached main"
 
