@@ -76,6 +76,7 @@ class Seat(msgspec.Struct, frozen=True, array_like=True, gc=False):
     output: tuple[int, ...]
     """Generated before a preemption; for all three penalties."""
     logit_bias: dict[int, float]
+    """By token id, ascending, so that equal seats have equal bytes."""
     ends: tuple[int, ...]
     """Token ids that a row with ban_ends may not draw."""
 
@@ -92,7 +93,7 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True):
 
     def digest(self) -> bytes:
         """16 bytes that two hosts compare before they run the plan."""
-        return blake2b(msgspec.msgpack.encode(self, order="deterministic"), digest_size=16).digest()
+        return blake2b(msgspec.msgpack.encode(self), digest_size=16).digest()
 
 
 class TokenResult(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -119,7 +119,8 @@ class Sequence:
 
     def seat(self) -> Seat:
         sampling, prompt = self.request.sampling, self.prompt_tokens
-        return Seat(self.slot, self.request.prompt, tuple(self.tokens[prompt:]), sampling.logit_bias, tuple(sorted(self.ends)))
+        bias = dict(sorted(sampling.logit_bias.items()))
+        return Seat(self.slot, self.request.prompt, tuple(self.tokens[prompt:]), bias, tuple(sorted(self.ends)))
 
     def admit(self, slot: int, lease: Lease, prefill_tokens: int, plan_number: int, now_s: float) -> None:
         """Takes a slot and pages; prefill goes up to `prefill_tokens`."""
