@@ -1,0 +1,37 @@
+"""The engine under measurement, in this process, from flags that `bench.latency` and `bench.throughput` share."""
+
+from typing import Any
+
+import msgspec
+from absl import app, flags
+
+from bench import common
+from novajax import options
+from novajax.core.backend import Backend
+from novajax.core.errors import ConfigError
+from novajax.core.types import Phase
+
+_MAX_WAITING = 100_000
+
+options.define_engine_flags()
+flags.adopt_module_key_flags(options)
+
+
+def open_backend() -> Backend:
+    """The ready engine that the flags describe. Raises UsageError with what the engine refuses."""
+    from novajax.engine.build import open_engine  # jax starts only when an engine does
+
+    try:
+        config = options.engine_config(flags.FLAGS, options.read_config(flags.FLAGS))
+        return open_engine(msgspec.structs.replace(config, max_waiting=_MAX_WAITING), _announce)
+    except ConfigError as error:
+        raise app.UsageError(error.message, exitcode=2) from error
+
+
+def settings() -> dict[str, Any]:
+    """The engine's part of a report's settings."""
+    return common.settings(options.__name__)
+
+
+def _announce(phase: Phase, detail: str) -> None:
+    common.say(f"{phase}: {detail}")
