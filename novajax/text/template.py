@@ -201,6 +201,8 @@ class ChatTemplate:
             # A fault in an expression of the template, such as None + text: these messages do not fit it.
             shown = f"{type(error).__name__}: {error}"[:_SHOWN_CHARACTERS]
             raise InvalidRequest(f"the chat template cannot render the messages: {shown}", param="messages") from None
+        if guard:
+            text = text.replace(json.dumps(guard)[1:-1], guard)  # tojson may have escaped it
         return _cut_at(text, end), guard
 
     def _choose(self, tools: bool) -> jinja2.Template:

@@ -93,7 +93,7 @@ class Tokenizer:
             texts = [text.replace(guard, "") for text in texts]
         try:
             encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
-        except UnicodeEncodeError:
+        except (TypeError, UnicodeEncodeError):
             raise InvalidRequest("the text holds a lone surrogate, which is no character") from None
         except Exception as error:
             raise InvalidRequest(f"the tokenizer cannot encode this text: {error}") from None
