@@ -33,13 +33,13 @@ from novajax.text.tokenizer import Tokenizer
 _SAFE_ID = re.compile(rb"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 
 
-def create_app(backend: Backend, tokenizer: Tokenizer, template: ChatTemplate, settings: ServerSettings) -> Litestar:
+def create_app(backend: Backend, tokenizer: Tokenizer, template: ChatTemplate | None, settings: ServerSettings) -> Litestar:
     """The front door of `backend`. Raises ConfigError for a bind that would be open to others; `state.front` is its `Front`.
 
-    The app neither starts nor closes the backend.
+    The app neither starts nor closes the backend. template: None is the one in the tokenizer's directory.
     """
     refuse_open_bind(settings)
-    front = Front(backend, tokenizer, template, settings, MonotonicClock())
+    front = Front(backend, tokenizer, template or ChatTemplate(tokenizer), settings, MonotonicClock())
 
     @asynccontextmanager
     async def measuring(_: Litestar) -> AsyncGenerator[None, None]:

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from litestar import Request, Response, post
+from litestar.di import NamedDependency
 
 from novajax.core.errors import InvalidRequest, Unsupported
 from novajax.server.accounts import Account
@@ -19,7 +20,7 @@ from novajax.server.schemas import ChatRequest
 
 
 @post("/v1/chat/completions", status_code=200)
-async def chat_completions(request: Request[Any, Any, Any], front: Front) -> Response[Any]:
+async def chat_completions(request: Request[Any, Any, Any], front: NamedDependency[Front]) -> Response[Any]:
     began_s = front.clock.now_s()
     with front.gate.enter() as taken:
         body = await read_json(request, ChatRequest, front.settings)

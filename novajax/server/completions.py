@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from litestar import Request, Response, post
+from litestar.di import NamedDependency
 
 from novajax.core.errors import InvalidRequest
 from novajax.core.types import ModelCard
@@ -23,7 +24,7 @@ _DEFAULT_MAX_TOKENS = 16
 
 
 @post("/v1/completions", status_code=200)
-async def completions(request: Request[Any, Any, Any], front: Front) -> Response[Any]:
+async def completions(request: Request[Any, Any, Any], front: NamedDependency[Front]) -> Response[Any]:
     began_s = front.clock.now_s()
     with front.gate.enter() as taken:
         body = await read_json(request, CompletionRequest, front.settings)

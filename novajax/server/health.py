@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from litestar import Response, get
+from litestar.di import NamedDependency
 
 from novajax.server.front import Front
 from novajax.telemetry.metrics import CONTENT_TYPE
@@ -31,7 +32,7 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 @get("/health", opt={"public": True})
-async def health(front: Front) -> Response[Any]:
+async def health(front: NamedDependency[Front]) -> Response[Any]:
     """200 while the process serves and the engine has not failed, also while it loads or drains."""
     stats = await front.backend.stats()
     engine = Component(status=stats.phase, pid=stats.pid, detail=stats.detail)
@@ -42,7 +43,7 @@ async def health(front: Front) -> Response[Any]:
 
 
 @get("/ready", opt={"public": True})
-async def ready(front: Front) -> Response[Any]:
+async def ready(front: NamedDependency[Front]) -> Response[Any]:
     """200 only when a request sent now would be admitted to a loaded engine."""
     phase = "draining" if front.gate.closed else (await front.backend.stats()).phase
     return _uncached(Ready(phase == "ready", phase), 200 if phase == "ready" else 503)
@@ -54,7 +55,7 @@ async def version() -> dict[str, str]:
 
 
 @get("/metrics", opt={"metrics": True})
-async def metrics(front: Front) -> Response[bytes]:
+async def metrics(front: NamedDependency[Front]) -> Response[bytes]:
     """Prometheus text format."""
     front.metrics.absorb(await front.backend.stats())
     return Response(front.metrics.render(), media_type=CONTENT_TYPE)

@@ -60,12 +60,13 @@ async def serve(
     *,
     listener: socket.socket | None = None,
     stop: asyncio.Event | None = None,
+    signals: bool | None = None,
     on_serving: Callable[[int], Any] | None = None,
 ) -> None:
     """Serves until `stop` is set, or SIGTERM or SIGINT comes; then drains: new requests get 503, running ones have drain_s.
 
     A second signal ends the drain. on_serving is called with the port. The backend is drained, not closed. Call it in the main thread
-    unless `stop` is given (then signals are the caller's).
+    unless `stop` is given (then signals are the caller's, or not, as `signals` says).
     """
     front: Front = app.state.front
     listener = listener or listen(settings)
@@ -73,7 +74,7 @@ async def serve(
     server = _Server(app, settings, listener)
     serving = asyncio.create_task(server.serve())
     stopping, hurry = stop or asyncio.Event(), asyncio.Event()
-    with _Signals(stopping, hurry, handle=stop is None):
+    with _Signals(stopping, hurry, handle=stop is None if signals is None else signals):
         if on_serving is not None:
             on_serving(port)
         waiting = asyncio.create_task(stopping.wait())

@@ -3,6 +3,7 @@
 from typing import Any
 
 from litestar import Request, Response, post
+from litestar.di import NamedDependency
 
 from novajax.core.errors import Forbidden, InvalidRequest, Unsupported
 from novajax.server.body import read_json
@@ -16,14 +17,14 @@ from novajax.text.tokenizer import check_bytes
 
 
 @post("/tokenize", status_code=200)
-async def tokenize(request: Request[Any, Any, Any], front: Front) -> Response[Any]:
+async def tokenize(request: Request[Any, Any, Any], front: NamedDependency[Front]) -> Response[Any]:
     with front.gate.enter():
         body = await read_json(request, TokenizeRequest, front.settings)
         return await unless_gone(request.receive, _tokenize(front, body))
 
 
 @post("/detokenize", status_code=200)
-async def detokenize(request: Request[Any, Any, Any], front: Front) -> Response[Any]:
+async def detokenize(request: Request[Any, Any, Any], front: NamedDependency[Front]) -> Response[Any]:
     with front.gate.enter():
         body = await read_json(request, DetokenizeRequest, front.settings)
         card = await front.card()
