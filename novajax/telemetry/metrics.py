@@ -108,12 +108,8 @@ class Metrics:
 
     def absorb(self, stats: Stats) -> None:
         """The engine's state now; call it before `render`."""
-        restarted = stats.pid != self._last_pid
-        self._last_pid = stats.pid
-        for field, counter in self._counters.items():
-            now, last = getattr(stats, field), self._last[field]
-            counter.labels(self._model_name).inc(now if restarted or now < last else now - last)
-            self._last[field] = now
+        if stats.pid is not None or self._last_pid is None:  # no pid any more: nobody is there to count
+            self._count(stats)
         self._running.labels(self._model_name).set(stats.requests_running)
         self._waiting.labels(self._model_name).set(stats.requests_waiting)
         self._kv_usage.labels(self._model_name).set(stats.kv_pages_held / stats.kv_pages_total if stats.kv_pages_total else 0.0)
@@ -128,6 +124,14 @@ class Metrics:
     def render(self) -> bytes:
         """The exposition text of CONTENT_TYPE."""
         return generate_latest(_WithoutBirthdays(self._registry))
+
+    def _count(self, stats: Stats) -> None:
+        restarted = stats.pid != self._last_pid
+        self._last_pid = stats.pid
+        for field, counter in self._counters.items():
+            now, last = getattr(stats, field), self._last[field]
+            counter.labels(self._model_name).inc(now if restarted or now < last else now - last)
+            self._last[field] = now
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         counter = Counter(f"novajax_{name}", text, ("model_name", *labels), registry=self._registry)
