@@ -7,7 +7,7 @@ nothing. It knows nothing of HTTP.
 import asyncio
 from types import TracebackType
 
-from novajax.core.errors import Overloaded, Unavailable
+from novajax.core.errors import InvalidRequest, Overloaded, Unavailable
 
 
 class Gate:
@@ -42,7 +42,10 @@ class Gate:
             return False
         return True
 
-    def take(self, count: int) -> None:
+    def take(self, count: int, *, owned: int = 0) -> None:
+        """For passes: `count` more for one that owns `owned`."""
+        if owned + count > self._max_sequences:
+            raise InvalidRequest(f"{owned + count} sequences in one request; at most {self._max_sequences} are served")
         if self.inside + count > self._max_sequences:
             raise Overloaded(
                 f"{self.inside} of {self._max_sequences} places are taken and this request wants {count}", retry_after_s=self._retry_after_s
@@ -65,8 +68,8 @@ class Pass:
         self._kept = False
 
     def grow(self, count: int) -> None:
-        """Takes `count` more places; Overloaded if there are not so many."""
-        self._gate.take(count)
+        """Takes `count` more places; Overloaded if there are not so many free, InvalidRequest if there never will be."""
+        self._gate.take(count, owned=self._count)
         self._count += count
 
     def keep(self) -> "Pass":
