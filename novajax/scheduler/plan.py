@@ -30,7 +30,7 @@ class Draw(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Alternatives to report beside the drawn token; -1: report nothing."""
     prompt_logprobs: int = -1
     seated: bool = False
-    """Whether a Seat was made for it. If not, whatever state the slot's last owner left on the device does not apply."""
+    """Whether its slot's state on the device (its Seat) matters to it; if not, that state is neutral."""
 
 
 class DecodeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -67,8 +67,9 @@ class PrefillRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Seat(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Sampling state a slot needs on the device. Comes in the plan with the sequence's first row, before any of its rows
-    is sampled, and replaces all older state of the slot."""
+    """Sampling state of a slot on the device. Comes in the plan with a sequence's first row, to be applied before the plan
+    runs, and replaces all older state of the slot: for a sequence that needs state, and an empty one for the next
+    sequence in the same slot that needs none."""
 
     slot: int
     prompt: tuple[int, ...]

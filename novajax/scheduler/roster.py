@@ -8,6 +8,7 @@ from bisect import insort
 
 from novajax.core.errors import InternalError
 from novajax.kv.manager import KVManager, Lease
+from novajax.scheduler.plan import Seat
 from novajax.scheduler.policy import seniority
 from novajax.scheduler.sequence import Sequence
 
@@ -20,6 +21,7 @@ class Roster:
         """Their slots and pages come free when their plans in flight are committed."""
         self._slots = slots
         self._free = list(range(slots - 1, -1, -1))
+        self._seated: set[int] = set()  # slots whose state on the device is not neutral
         self._kv = kv
 
     @property
@@ -30,6 +32,17 @@ class Roster:
         """Needs a free slot. `sequence.rank` must be set: it decides the seniority."""
         sequence.admit(self._free.pop(), lease, prefill_tokens, plan_number, now_s)
         insort(self.running, sequence, key=seniority)
+
+    def seat(self, sequence: Sequence) -> list[Seat]:
+        """For its first row: the state its slot needs on the device, or a neutral one if the slot's last owner left some."""
+        slot = sequence.slot
+        if sequence.draw.seated:
+            self._seated.add(slot)
+            return [sequence.seat()]
+        if slot in self._seated:
+            self._seated.remove(slot)
+            return [Seat(slot, (), (), {}, ())]
+        return []
 
     def leave(self, sequence: Sequence) -> bool:
         """The sequence is preempted (it still runs) or has ended. True: preempted and vacated now, so it waits again."""

@@ -253,8 +253,8 @@ class Scheduler:
             lease, start = sequence.lease, sequence.planned_tokens
             if lease is None:
                 raise InternalError("a sequence runs without pages")
-            if start == lease.cached_tokens and sequence.draw.seated:
-                seats.append(sequence.seat())
+            if start == lease.cached_tokens:
+                seats += self._roster.seat(sequence)
             end = min(start + shape[1], sequence.prefill_tokens)
             tokens = tuple(sequence.tokens[start:end])
             following = sequence.tokens[end] if end < len(sequence.tokens) else -1
@@ -337,15 +337,8 @@ class Scheduler:
         logprobs = () if result.logprobs is None else (result.logprobs,)
         if reason is not None:
             return self._finish(sequence, reason, now_s, start=start, tokens=(token,), logprobs=logprobs)
-        prompt_scores = self._take_scores(sequence)
+        prompt_scores = sequence.take_scores()
         return Update(request_id=sequence.request.id, start=start, tokens=(token,), logprobs=logprobs, prompt_logprobs=prompt_scores)
-
-    def _take_scores(self, sequence: Sequence) -> tuple[TokenLogprobs | None, ...] | None:
-        """The prompt's scores when they are complete, once."""
-        if not sequence.to_score or len(sequence.scores) < sequence.prompt_tokens:
-            return None
-        sequence.to_score = False
-        return tuple(sequence.scores)
 
     # --- ends
 
@@ -372,7 +365,7 @@ class Scheduler:
             start=sequence.output_tokens if start is None else start,
             tokens=tokens,
             logprobs=logprobs,
-            prompt_logprobs=self._take_scores(sequence),
+            prompt_logprobs=sequence.take_scores(),
             finish_reason=reason,
             stop_token=stop_token,
             failure=failure,

@@ -112,7 +112,7 @@ class Sequence:
     @property
     def ends_banned(self) -> bool:
         """For the next token to be planned."""
-        return self.existing_tokens - self.prompt_tokens < self.request.sampling.min_tokens
+        return len(self.ends) > 0 and self.existing_tokens - self.prompt_tokens < self.request.sampling.min_tokens
 
     def input_at(self, position: int) -> int:
         return self.tokens[position] if position < len(self.tokens) else ON_DEVICE
@@ -141,6 +141,13 @@ class Sequence:
         self.preemptions += 1
         if self.to_score:
             self.scores = [None]
+
+    def take_scores(self) -> tuple[TokenLogprobs | None, ...] | None:
+        """The prompt's scores when they are complete, once."""
+        if not self.to_score or len(self.scores) < self.prompt_tokens:
+            return None
+        self.to_score = False
+        return tuple(self.scores)
 
     def usage(self) -> Usage:
         return Usage(self.prompt_tokens, self.output_tokens, self.cached_tokens or 0)

@@ -17,7 +17,7 @@ from novajax.core.types import Priority, Request, SamplingParams, TokenLogprobs,
 from novajax.kv.manager import KVManager
 from novajax.scheduler.admission import Limits
 from novajax.scheduler.budget import Shapes
-from novajax.scheduler.plan import ON_DEVICE, DecodeRow, PrefillRow, StepPlan, TokenResult
+from novajax.scheduler.plan import ON_DEVICE, DecodeRow, PrefillRow, Seat, StepPlan, TokenResult
 from novajax.scheduler.scheduler import Scheduler
 
 VOCAB = 40
@@ -89,7 +89,7 @@ class World:
         self.memory: dict[tuple[int, int], int] = {}
         self.made: dict[tuple[int, int], tuple[str, int]] = {}  # how each KV was computed: block and row in it
         self.last_token: dict[int, int] = {}
-        self.seats: dict[int, tuple] = {}
+        self.seats: dict[int, Seat] = {}
         self.seat_output: dict[int, list[int]] = {}
         self.uncommitted: deque[tuple[StepPlan, dict, dict]] = deque()
         self.now_s = 0.0
@@ -141,7 +141,7 @@ class World:
         self.plans.append(plan)
         self.check_shape(plan)
         for seat in plan.seats:
-            self.seats[seat.slot] = tuple(seat.ends)
+            self.seats[seat.slot] = seat
             self.seat_output[seat.slot] = list(seat.output)
         results: dict[int, TokenResult] = {}
         scores: dict[int, list[TokenLogprobs]] = {}
@@ -218,14 +218,16 @@ class World:
         assert count < len(answer.tokens) + 4 + self.limits.in_flight
         assert sampling.max_tokens is None or count < sampling.max_tokens, "a token beyond max_tokens is planned"
         assert len(answer.request.prompt) + count < self.context, "a token beyond the context is planned"
-        assert row.ban_ends == (count < sampling.min_tokens)
+        ends = ends_of(answer.request)
+        assert row.ban_ends == (count < sampling.min_tokens and bool(ends))
+        seat = self.seats.get(row.slot, Seat(row.slot, (), (), {}, ()))
+        assert seat.logit_bias == sampling.logit_bias, "the slot has another owner's bias"
+        assert not row.ban_ends or set(seat.ends) == ends
         if row.draw.seated:
-            assert frozenset(self.seats[row.slot]) == ends_of(answer.request)
+            assert seat.prompt == answer.request.prompt
             assert self.seat_output[row.slot] == answer.on_device, "the slot's penalties count another output"
         else:
-            assert not sampling.logit_bias
             assert sampling.presence_penalty == 0
-            assert not sampling.min_tokens or not ends_of(answer.request)
         token = draw_token(state, row.draw.seed, ends_of(answer.request) if row.ban_ends else frozenset())
         answer.samples.append(position)
         answer.on_device.append(token)

@@ -85,9 +85,9 @@ def test_pages_are_taken_from_the_most_junior_who_finishes_later_with_the_same_t
 
 
 def test_who_is_preempted_in_flight_is_planned_no_more_and_gives_its_pages_at_the_next_commit():
-    one = world(pages=7, slots=2, in_flight=2)
-    one.add(PROMPT[:8], priority="high", max_tokens=20, **FREE)
-    one.add(PROMPT[:6], priority="low", max_tokens=20, **FREE)  # not at the end of a page when the other is
+    one = world(pages=6, slots=2, in_flight=2, prefix_cache=False)
+    one.add(PROMPT[:8], priority="high", max_tokens=12, **FREE)
+    one.add(PROMPT[:6], priority="low", max_tokens=12, **FREE)  # in the middle of its third page when the other needs a fourth
     one.dispatch()
     while one.dispatch() and not one.scheduler._roster.leaving:
         one.collect()
