@@ -25,9 +25,11 @@ _PROBE_SIDE = 2048
 _PROBE_ROUNDS = 3
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "grain", "granian", "litestar")
 
-JSON = flags.DEFINE_bool("json", False, "print the whole report as JSON to stdout instead of a Markdown table")
-OUT = flags.DEFINE_string("out", None, "also write PREFIX.json, PREFIX.md and, where there is a plot, PREFIX.png", short_name="o")
-PROBE = flags.DEFINE_bool("probe", True, "measure this machine's memory and float32 rates first (about a second)")
+
+# Overridable, because an entry point that is imported in the same process may have a --json of its own.
+JSON = flags.DEFINE_bool("json", False, "print the whole report as JSON to stdout instead of a Markdown table", allow_override=True)
+OUT = flags.DEFINE_string("out", None, "also write PREFIX.json, PREFIX.md and, where there is a plot, PREFIX.png", allow_override=True)
+PROBE = flags.DEFINE_bool("probe", True, "measure this machine's memory and float32 rates first (about a second)", allow_override=True)
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,17 +20,26 @@ import msgspec
 from absl import app, flags
 
 from bench import common, shapes
-from bench.peers.environment import transformers_python
+from bench.peers import environment
+
+FLAGS = flags.FLAGS
 
 _ROOT = Path(__file__).resolve().parent.parent
 _FIGURES = ("output_tokens_per_s", "decode_tokens_per_s")
 
-_MODEL = flags.DEFINE_string("model", None, "a Hugging Face directory; else the checkpoint of --shape is made")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "how often each is measured, in turn", lower_bound=1)
-_PROMPT_TOKENS = flags.DEFINE_integer("prompt_tokens", 128, "prompt length", lower_bound=1)
-_OUTPUT_TOKENS = flags.DEFINE_integer("output_tokens", 128, "answer length", lower_bound=2)
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "16"], "sequences at once")
-_TIMEOUT_S = flags.DEFINE_float("timeout_s", 1800.0, "most seconds for one measurement")
+
+def define_flags() -> None:
+    """Declares this program's flags. Not at import: two programs may be imported together."""
+    shapes.define_flags()
+    environment.define_flags()
+    for module in (common, shapes, environment):
+        flags.adopt_module_key_flags(module)
+    flags.DEFINE_string("model", None, "a Hugging Face directory; else the checkpoint of --shape is made")
+    flags.DEFINE_integer("rounds", 3, "how often each is measured, in turn", lower_bound=1)
+    flags.DEFINE_integer("prompt_tokens", 128, "prompt length", lower_bound=1)
+    flags.DEFINE_integer("output_tokens", 128, "answer length", lower_bound=2)
+    flags.DEFINE_list("batch_sizes", ["1", "16"], "sequences at once")
+    flags.DEFINE_float("timeout_s", 1800.0, "most seconds for one measurement")
 
 
 def run_json(command: list[str], timeout_s: float) -> Any:
@@ -45,15 +54,15 @@ def run_json(command: list[str], timeout_s: float) -> Any:
 def ours(model: Path, batch: int) -> dict[str, float]:
     """Medians are taken over rounds, so one repetition each."""
     command = [sys.executable, "-m", "bench.throughput", f"--model={model}", f"--requests={batch}", f"--concurrency={batch}"]
-    command += [f"--prompt_tokens={_PROMPT_TOKENS.value}", f"--output_tokens={_OUTPUT_TOKENS.value}"]
+    command += [f"--prompt_tokens={FLAGS.prompt_tokens}", f"--output_tokens={FLAGS.output_tokens}"]
     command += ["--repetitions=1", "--noprobe", "--json", f"--max_rows={batch}"]
-    return run_json(command, _TIMEOUT_S.value)["results"][0]
+    return run_json(command, FLAGS.timeout_s)["results"][0]
 
 
 def theirs(python: Path, model: Path, batch: int) -> tuple[dict[str, float], dict[str, str]]:
     command = [str(python), "bench/peers/transformers_cpu.py", f"--model={model}", f"--batch_sizes={batch}", "--repetitions=1"]
-    command += [f"--prompt_tokens={_PROMPT_TOKENS.value}", f"--output_tokens={_OUTPUT_TOKENS.value}"]
-    report = run_json(command, _TIMEOUT_S.value)
+    command += [f"--prompt_tokens={FLAGS.prompt_tokens}", f"--output_tokens={FLAGS.output_tokens}"]
+    report = run_json(command, FLAGS.timeout_s)
     return report["results"][0], report["versions"]
 
 
@@ -70,13 +79,13 @@ def ratio_rows(rounds: dict[int, dict[str, list[dict[str, float]]]]) -> list[lis
 
 def main(_: list[str]) -> int:
     machine = common.describe_machine(probe=common.PROBE.value)
-    model = (Path(_MODEL.value) if _MODEL.value else shapes.checkpoint_from_flags()).resolve()
+    model = (Path(FLAGS.model) if FLAGS.model else shapes.checkpoint_from_flags()).resolve()
     try:
-        python = transformers_python()
+        python = environment.transformers_python()
         rounds: dict[int, dict[str, list[dict[str, float]]]] = {}
         versions: dict[str, str] = {}
-        for number in range(_ROUNDS.value):
-            for batch in (int(text) for text in _BATCH_SIZES.value):
+        for number in range(FLAGS.rounds):
+            for batch in (int(text) for text in FLAGS.batch_sizes):
                 measured = rounds.setdefault(batch, {"novajax": [], "transformers": []})
                 measured["novajax"].append(ours(model, batch))
                 result, versions = theirs(python, model, batch)
@@ -96,11 +105,12 @@ def main(_: list[str]) -> int:
         "results": [dict(zip(("batch", "figure", "novajax", "transformers", "ratio"), row, strict=True)) for row in rows],
     }
     peer = ", ".join(f"{name} {version}" for name, version in versions.items())
-    heading = f"{model.name}, {_PROMPT_TOKENS.value} in, {_OUTPUT_TOKENS.value} out, median of {_ROUNDS.value} rounds; peer: {peer}"
+    heading = f"{model.name}, {FLAGS.prompt_tokens} in, {FLAGS.output_tokens} out, median of {FLAGS.rounds} rounds; peer: {peer}"
     table = common.markdown_table(["batch", "figure", "NovaJAX", "transformers", "ratio"], rows)
     common.publish(report, f"{common.machine_line(machine)}\n\n{heading}\n\n{table}")
     return 0
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -11,10 +11,14 @@ from novajax.core.backend import Backend
 from novajax.core.errors import ConfigError
 from novajax.core.types import Phase
 
+FLAGS = flags.FLAGS
+
 _MAX_WAITING = 100_000
 
-options.define_engine_flags()
-flags.adopt_module_key_flags(options)
+
+def define_flags() -> None:
+    """Declares the engine's flags."""
+    options.define_engine_flags()
 
 
 def open_backend() -> Backend:
@@ -22,7 +26,7 @@ def open_backend() -> Backend:
     from novajax.engine.build import open_engine  # jax starts only when an engine does
 
     try:
-        config = options.engine_config(flags.FLAGS, options.read_config(flags.FLAGS))
+        config = options.engine_config(FLAGS, options.read_config(FLAGS))
         return open_engine(msgspec.structs.replace(config, max_waiting=_MAX_WAITING), _announce)
     except ConfigError as error:
         raise app.UsageError(error.message, exitcode=2) from error

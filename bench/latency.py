@@ -22,12 +22,20 @@ from bench.drive import decode_tokens_per_s, prefill_tokens_per_s, random_reques
 from bench.traffic import Lengths
 from novajax.core.backend import Backend
 
+FLAGS = flags.FLAGS
+
 _TG_PROMPT_TOKENS = 8
 
-_PROMPT_TOKENS = flags.DEFINE_list("prompt_tokens", ["512"], "lengths of the pp tests")
-_OUTPUT_TOKENS = flags.DEFINE_list("output_tokens", ["128"], "lengths of the tg tests")
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "16"], "sequences at once")
-_REPETITIONS = flags.DEFINE_integer("repetitions", 5, "counted runs of each test", lower_bound=1)
+
+def define_flags() -> None:
+    """Declares this program's flags. Not at import: two programs may be imported together."""
+    engines.define_flags()
+    flags.adopt_module_key_flags(common)
+    flags.adopt_module_key_flags(engines.options)
+    flags.DEFINE_list("prompt_tokens", ["512"], "lengths of the pp tests")
+    flags.DEFINE_list("output_tokens", ["128"], "lengths of the tg tests")
+    flags.DEFINE_list("batch_sizes", ["1", "16"], "sequences at once")
+    flags.DEFINE_integer("repetitions", 5, "counted runs of each test", lower_bound=1)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,10 +92,10 @@ async def _measured(machine: common.Machine) -> tuple[dict[str, Any], str]:
         card = await backend.card()
         rows = await measure(
             backend,
-            prompt_tokens=_numbers(_PROMPT_TOKENS),
-            output_tokens=_numbers(_OUTPUT_TOKENS),
-            batch_sizes=_numbers(_BATCH_SIZES),
-            repetitions=_REPETITIONS.value,
+            prompt_tokens=_numbers("prompt_tokens"),
+            output_tokens=_numbers("output_tokens"),
+            batch_sizes=_numbers("batch_sizes"),
+            repetitions=FLAGS.repetitions,
         )
         stats = await backend.stats()
     finally:
@@ -104,13 +112,13 @@ async def _measured(machine: common.Machine) -> tuple[dict[str, Any], str]:
     return report, f"{common.machine_line(machine)}\n\n{table(card.id, rows)}"
 
 
-def _numbers(flag: flags.FlagHolder[list[str]]) -> list[int]:
+def _numbers(flag: str) -> list[int]:
     try:
-        numbers = [int(text) for text in flag.value]
+        numbers = [int(text) for text in FLAGS[flag].value or []]
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise app.UsageError(f"--{flag.name} must be a list of positive numbers", exitcode=2)
+        raise app.UsageError(f"--{flag} must be a list of positive numbers", exitcode=2)
     return numbers
 
 
@@ -122,4 +130,5 @@ def main(_: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -5,7 +5,7 @@ filler words, so any text encodes and any id decodes. Tensors are drawn and writ
 own name, so two machines make the same file, and a shape larger than memory can be made with --shard_mib.
 
 Examples:
-  python -m bench.shapes --list
+  python -m bench.shapes --shape=list
   python -m bench.shapes --shape=1.1b --weights_dtype=bfloat16 --shard_mib=512
 """
 
@@ -23,14 +23,18 @@ import safetensors.numpy
 from absl import app, flags
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+FLAGS = flags.FLAGS
+
 _DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _SCALE = 0.02
 
-_SHAPE = flags.DEFINE_string("shape", "135m", "name of the shape; --list shows them")
-_CACHE_DIR = flags.DEFINE_string("cache_dir", ".cache/shapes", "where checkpoints are kept")
-_WEIGHTS_DTYPE = flags.DEFINE_enum("weights_dtype", "float32", list(_DTYPES), "stored type of the weights")
-_SHARD_MIB = flags.DEFINE_integer("shard_mib", 0, "split the weights into files of about this size; 0: one file", lower_bound=0)
-_LIST = flags.DEFINE_bool("list", False, "list the shapes and leave")
+
+def define_flags() -> None:
+    """Declares this program's flags. Not at import: two programs may be imported together."""
+    flags.DEFINE_string("shape", "135m", "name of the shape; `list` shows them all")
+    flags.DEFINE_string("cache_dir", ".cache/shapes", "where checkpoints are kept")
+    flags.DEFINE_enum("weights_dtype", "float32", list(_DTYPES), "stored type of the weights")
+    flags.DEFINE_integer("shard_mib", 0, "split the weights into files of about this size; 0: one file", lower_bound=0)
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,13 +178,13 @@ def _write_json(path: Path, value: object) -> None:
 
 def checkpoint_from_flags() -> Path:
     """Raises UsageError for an unknown shape."""
-    if _SHAPE.value not in SHAPES:
+    if FLAGS.shape not in SHAPES:
         raise app.UsageError(f"--shape must be one of {', '.join(SHAPES)}", exitcode=2)
-    return make_checkpoint(_SHAPE.value, Path(_CACHE_DIR.value), _WEIGHTS_DTYPE.value, _SHARD_MIB.value << 20)
+    return make_checkpoint(FLAGS.shape, Path(FLAGS.cache_dir), FLAGS.weights_dtype, FLAGS.shard_mib << 20)
 
 
 def main(_: list[str]) -> int:
-    if _LIST.value:
+    if FLAGS.shape == "list":
         for name, shape in SHAPES.items():
             print(f"{name:6} {shape.parameters:>13,} parameters  {shape}")
         return 0
@@ -189,4 +193,5 @@ def main(_: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -22,12 +22,20 @@ from bench.drive import Timed, decode_tokens_per_s, random_requests, run, total_
 from bench.traffic import Lengths, read_trace, scale_lengths
 from novajax.core.backend import Backend
 
-_REQUESTS = flags.DEFINE_integer("requests", 64, "how many requests in one repetition", lower_bound=1, upper_bound=1_000_000)
-_CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "most requests at once", lower_bound=1)
-_PROMPT_TOKENS = flags.DEFINE_integer("prompt_tokens", 128, "prompt length without a trace", lower_bound=1)
-_OUTPUT_TOKENS = flags.DEFINE_integer("output_tokens", 128, "answer length without a trace", lower_bound=1)
-_TRACE = flags.DEFINE_string("trace", None, "CSV with ContextTokens,GeneratedTokens to take lengths from")
-_REPETITIONS = flags.DEFINE_integer("repetitions", 3, "counted runs", lower_bound=1)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Declares this program's flags. Not at import: two programs may be imported together."""
+    engines.define_flags()
+    flags.adopt_module_key_flags(common)
+    flags.adopt_module_key_flags(engines.options)
+    flags.DEFINE_integer("requests", 64, "how many requests in one repetition", lower_bound=1, upper_bound=1_000_000)
+    flags.DEFINE_integer("concurrency", 16, "most requests at once", lower_bound=1)
+    flags.DEFINE_integer("prompt_tokens", 128, "prompt length without a trace", lower_bound=1)
+    flags.DEFINE_integer("output_tokens", 128, "answer length without a trace", lower_bound=1)
+    flags.DEFINE_string("trace", None, "CSV with ContextTokens,GeneratedTokens to take lengths from")
+    flags.DEFINE_integer("repetitions", 3, "counted runs", lower_bound=1)
 
 
 class Repetition(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,11 +86,11 @@ async def _measured(machine: common.Machine) -> tuple[dict[str, Any], str]:
     backend = engines.open_backend()
     try:
         card = await backend.card()
-        lengths = [Lengths(_PROMPT_TOKENS.value, _OUTPUT_TOKENS.value)] * _REQUESTS.value
-        if _TRACE.value:
-            _, traced = read_trace(Path(_TRACE.value))
-            lengths = scale_lengths(traced[: _REQUESTS.value], card.max_request_tokens)
-        done = await measure(backend, lengths, concurrency=_CONCURRENCY.value, repetitions=_REPETITIONS.value)
+        lengths = [Lengths(FLAGS.prompt_tokens, FLAGS.output_tokens)] * FLAGS.requests
+        if FLAGS.trace:
+            _, traced = read_trace(Path(FLAGS.trace))
+            lengths = scale_lengths(traced[: FLAGS.requests], card.max_request_tokens)
+        done = await measure(backend, lengths, concurrency=FLAGS.concurrency, repetitions=FLAGS.repetitions)
         stats = await backend.stats()
     finally:
         await backend.close()
@@ -94,7 +102,7 @@ async def _measured(machine: common.Machine) -> tuple[dict[str, Any], str]:
         "results": msgspec.to_builtins(done),
         "stats": msgspec.to_builtins(stats),
     }
-    headline = f"{card.id}: {len(lengths)} requests, {_CONCURRENCY.value} at once, {len(done)} runs"
+    headline = f"{card.id}: {len(lengths)} requests, {FLAGS.concurrency} at once, {len(done)} runs"
     return report, f"{common.machine_line(machine)}\n\n{headline}\n\n{table(done)}"
 
 
@@ -109,4 +117,5 @@ def main(_: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

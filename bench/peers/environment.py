@@ -12,11 +12,16 @@ from absl import app, flags
 
 from bench import common
 
+FLAGS = flags.FLAGS
+
 TRANSFORMERS_PACKAGES = ("torch==2.13.0", "transformers")
 _PYTHONS = ("python3.11", "python3.12", "python3.13")
 
-PEER_DIR = flags.DEFINE_string("peer_dir", ".cache/peers", "where environments of peers are kept")
-PEER_PYTHON = flags.DEFINE_string("peer_python", None, "an interpreter that already has torch and transformers; nothing is installed then")
+
+def define_flags() -> None:
+    """Declares this program's flags. Not at import: two programs may be imported together."""
+    flags.DEFINE_string("peer_dir", ".cache/peers", "where environments of peers are kept")
+    flags.DEFINE_string("peer_python", None, "an interpreter that already has torch and transformers; nothing is installed then")
 
 
 def transformers_python() -> Path:
@@ -24,9 +29,9 @@ def transformers_python() -> Path:
 
     Raises RuntimeError with the installer's last words when no Python here can install the packages.
     """
-    if PEER_PYTHON.value:
-        return Path(PEER_PYTHON.value)
-    directory = Path(PEER_DIR.value).resolve() / "transformers"
+    if FLAGS.peer_python:
+        return Path(FLAGS.peer_python)
+    directory = Path(FLAGS.peer_dir).resolve() / "transformers"
     python, done = directory / "bin" / "python", directory / "installed"
     if done.exists():
         return python
@@ -56,4 +61,5 @@ def main(_: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)
