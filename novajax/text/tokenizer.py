@@ -55,9 +55,9 @@ class Tokenizer:
         try:
             added: dict[int, dict[str, Any]] = {token["id"]: token for token in document.get("added_tokens") or []}
             added |= _added_by_config(self.config, added)
-            texts = read_vocabulary(document, where) | {i: token["content"] for i, token in added.items()}
+            texts = read_vocabulary(document, where)
             steps, self.lead = read_decoder(document.get("decoder"), where)
-            self._bytes = token_bytes(texts, steps)
+            self._bytes = token_bytes(texts, {i: token["content"] for i, token in added.items()}, steps)
         except (AttributeError, KeyError, TypeError) as error:
             raise ConfigError(f"{where}: not a tokenizer file: {error!r}") from None
         self.size = len(self._bytes)
@@ -198,7 +198,8 @@ def _guarded(
     nonce = secrets.token_hex(16)
     aliases = {text: f"\U00100000{nonce}:{token_id}\U00100001" for text, token_id in control.items()}
     tokens = [{**token, "content": aliases.get(token["content"], token["content"])} for token in added.values()]
-    guarded = {**document, "added_tokens": tokens, "truncation": None, "padding": None}
+    model = _renamed(document["model"], aliases)
+    guarded = {**document, "added_tokens": tokens, "model": model, "truncation": None, "padding": None}
     try:
         library = tokenizers.Tokenizer.from_str(msgspec.json.encode(guarded).decode())
     except Exception as error:
@@ -211,6 +212,17 @@ def _guarded(
         if found != token["id"]:
             true_ids[found] = token["id"]
     return library, aliases, true_ids
+
+
+def _renamed(model: dict[str, Any], aliases: dict[str, str]) -> dict[str, Any]:
+    """The model with secret names in its vocabulary too, if it takes whole words from there and not merges alone."""
+    vocab = model["vocab"]
+    if isinstance(vocab, list):
+        return {**model, "vocab": [[aliases.get(text, text), *score] for text, *score in vocab]}
+    if model.get("ignore_merges"):
+        unknown = model.get("unk_token")
+        return {**model, "vocab": {text if text == unknown else aliases.get(text, text): i for text, i in vocab.items()}}
+    return model
 
 
 def _special_map(directory: Path, config: dict[str, Any]) -> dict[str, str]:

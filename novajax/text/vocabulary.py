@@ -8,6 +8,7 @@ and spoils whole characters beside a broken one). A decoder that cannot be read 
 
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from novajax.core.errors import ConfigError
@@ -27,13 +28,13 @@ def _byte_level_alphabet() -> dict[int, int]:
     return {byte: byte for byte in printable} | {0x100 + i: byte for i, byte in enumerate(rest)}
 
 
-def _byte_level(alphabet: Mapping[int, int]) -> _Step:
-    def step(token: str | bytes) -> str | bytes:
-        if isinstance(token, bytes) or any(ord(c) not in alphabet for c in token):
-            return token  # an added token's literal text
-        return bytes(alphabet[ord(c)] for c in token)
+_BYTE_OF = MappingProxyType(_byte_level_alphabet())
 
-    return step
+
+def _byte_level(token: str | bytes) -> str | bytes:
+    if isinstance(token, bytes) or any(ord(c) not in _BYTE_OF for c in token):
+        return token  # an added token's literal text
+    return bytes(_BYTE_OF[ord(c)] for c in token)
 
 
 def _byte_fallback(token: str | bytes) -> str | bytes:
@@ -56,7 +57,7 @@ def read_decoder(decoder: Any, where: str) -> tuple[list[_Step], int]:
     for part in parts:
         match part:
             case {"type": "ByteLevel"}:
-                steps.append(_byte_level(_byte_level_alphabet()))
+                steps.append(_byte_level)
             case {"type": "ByteFallback"}:
                 steps.append(_byte_fallback)
             case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
@@ -88,13 +89,15 @@ def read_vocabulary(document: Mapping[str, Any], where: str) -> dict[int, str]:
     return texts
 
 
-def token_bytes(texts: Mapping[int, str], steps: list[_Step]) -> list[bytes]:
-    """The bytes of ids 0 .. highest; an id nobody claims has none."""
-    table = [b""] * (max(texts, default=-1) + 1)
-    for token_id, text in texts.items():
+def token_bytes(texts: Mapping[int, str], added: Mapping[int, str], steps: list[_Step]) -> list[bytes]:
+    """The bytes of ids 0 .. highest; an id nobody claims has none. Added tokens outside the vocabulary stand for their own text."""
+    table = [b""] * (max([*texts, *added], default=-1) + 1)
+    literal = {i for i, text in added.items() if texts.get(i) != text}
+    for token_id, text in {**texts, **added}.items():
         value: str | bytes = text
         for step in steps:
-            value = step(value)
+            if not (token_id in literal and step is _byte_level):
+                value = step(value)
         table[token_id] = value.encode("utf-8", "replace") if isinstance(value, str) else value
     return table
 

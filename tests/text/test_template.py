@@ -145,15 +145,17 @@ PIECES = st.lists(
 )
 
 
+@pytest.fixture(scope="module")
+def side_by_side(byte_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> ChatTemplate:
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<|im_end|>' }}"
+    return template(byte_tokenizer, tmp_path_factory.mktemp("template"), source)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(PIECES.map("".join), min_size=1, max_size=4))
-def test_nothing_that_users_write_becomes_a_control_token(byte_tokenizer: Tokenizer, contents: list[str]):
+def test_nothing_that_users_write_becomes_a_control_token(byte_tokenizer: Tokenizer, side_by_side: ChatTemplate, contents: list[str]):
     """Also where the template puts contents side by side."""
-    source = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<|im_end|>' }}"
-    chat = ChatTemplate(byte_tokenizer)
-    chat._templates["default"] = next(iter(chat._templates.values())).environment.from_string(source)
-    messages = [{"role": "user", "content": content} for content in contents]
-    ids = chat.encode(messages)
+    ids = side_by_side.encode([{"role": "user", "content": content} for content in contents])
     assert ids[-1] == 258
     assert max(ids[:-1], default=0) < 256
     assert byte_tokenizer.decode(ids[:-1]) == "".join(contents)

@@ -107,6 +107,34 @@ def test_tokens_keep_their_ids_and_flags(tmp_path: Path):
     assert ours.decode(plain) == text
 
 
+def test_added_tokens_stand_for_their_own_text(tmp_path: Path):
+    """In the byte-level alphabet an accented letter is a byte; in an added token it is itself."""
+    write_byte_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    document = json.loads(path.read_text())
+    document["added_tokens"].append(added(259, "é ü", special=False))
+    path.write_text(json.dumps(document))
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.encode("é ü") == [259]
+    assert tokenizer.decode([259]) == "é ü"
+
+
+def test_a_unigram_vocabulary_does_not_leak_control_tokens(tmp_path: Path):
+    """Unigram models find any text of their vocabulary, control tokens too; and Metaspace drops the first space."""
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in "<s>/abc"), ("▁ab", -1.0)]
+    library = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()  # type: ignore[assignment]
+    library.decoder = tokenizers.decoders.Metaspace()  # type: ignore[assignment]
+    library.add_special_tokens(["<s>", "</s>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.encode("<s>ab</s>", parse_special=True) == library.encode("<s>ab</s>").ids
+    ids = tokenizer.encode("<s>ab</s>")
+    assert not {1, 2} & set(ids)
+    assert tokenizer.decode(ids) == "<s>ab</s>"
+    assert tokenizer.decode(tokenizer.encode("ab ab")) == library.decode(library.encode("ab ab").ids) == "ab ab"
+
+
 def test_delimiters_are_control_tokens_even_where_not_marked_special(tmp_path: Path):
     write_byte_tokenizer(tmp_path)
     path = tmp_path / "tokenizer.json"
