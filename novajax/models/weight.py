@@ -5,6 +5,7 @@ The names are in the metadata field `axes`, one per dimension: embed mlp heads k
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,14 @@ Axes = tuple[str | None, ...]
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, dtype: jnp.dtype, *, inputs: int) -> nnx.Param:
     """A matrix drawn from a normal distribution of standard deviation 1/sqrt(inputs)."""
-    values = jax.random.normal(rngs.params(), shape, jnp.float32) / math.sqrt(inputs)
-    return nnx.Param(values.astype(dtype), axes=axes)
+    return nnx.Param(_normal(rngs.params(), 1 / math.sqrt(inputs), shape, dtype), axes=axes)
 
 
 def bias(shape: tuple[int, ...], axes: Axes, dtype: jnp.dtype) -> nnx.Param:
     """Zeros."""
     return nnx.Param(jnp.zeros(shape, dtype), axes=axes)
+
+
+@partial(jax.jit, static_argnames=("shape", "dtype"))
+def _normal(key: jax.Array, deviation: float, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    return (jax.random.normal(key, shape, jnp.float32) * deviation).astype(dtype)
