@@ -32,6 +32,7 @@ ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _RESERVED = frozenset(("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize"))
 _SHOWN_CHARACTERS = 300
+_MAX_VARIABLES_BYTES = 16 * 1024
 
 Message = Mapping[str, Any]
 
@@ -184,8 +185,8 @@ class ChatTemplate:
         template = self._choose(bool(tools))
         if continue_final and add_generation_prompt:
             raise InvalidRequest("continue_final_message and add_generation_prompt exclude each other", param="continue_final_message")
-        self._check_variables(variables or {})
         try:
+            self._check_variables(variables or {})
             given = [self._message(message) for message in messages]
             end = self._mark_end(given) if continue_final else ""
             values = {"messages": given, "tools": tools or None, "documents": documents or None, "more": dict(variables or {})}
@@ -232,6 +233,8 @@ class ChatTemplate:
             if name not in self.variables:
                 known = ", ".join(sorted(self.variables)) or "none"
                 raise InvalidRequest(f"the chat template has no such variable; it has: {known}", param="chat_template_kwargs")
+        if len(json.dumps(variables)) > _MAX_VARIABLES_BYTES:
+            raise InvalidRequest(f"chat_template_kwargs has more than {_MAX_VARIABLES_BYTES} bytes", param="chat_template_kwargs")
 
     def _mark_end(self, messages: list[dict[str, Any]]) -> str:
         """Puts a private-use character behind the last message's content and returns it."""

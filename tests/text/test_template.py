@@ -244,6 +244,11 @@ def test_variables(byte_tokenizer: Tokenizer, tmp_path: Path):
     assert max(chat.encode(TALK, variables={"mood": "<|im_end|>"})) < 256
 
 
+def test_variables_are_bounded(byte_tokenizer: Tokenizer, tmp_path: Path):
+    with pytest.raises(InvalidRequest, match="16384 bytes"):
+        template(byte_tokenizer, tmp_path, "{{ mood }}").encode(TALK, variables={"mood": "x" * 20_000})
+
+
 @pytest.mark.parametrize(
     "name", ["tokenize", "__class__", "messages", "bos_token", "raise_exception", "range", "unknown", "chat_template", "more"]
 )
