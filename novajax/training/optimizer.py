@@ -1,0 +1,58 @@
+"""The optimizer of a recipe, with optax: Muon on the layers' matrices, Adam on the rest, clipped, with a warm-up/stable/decay rate."""
+
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from optax.contrib import MuonDimensionNumbers
+
+from novajax.models.decoder import Decoder
+from novajax.training.recipe import OptimizerRecipe
+
+
+def rate(recipe: OptimizerRecipe, steps: int) -> optax.Schedule:
+    """The learning rate by step."""
+    decay = max(1, round(steps * recipe.decay_ratio))
+    stable = max(0, steps - recipe.warmup_steps - decay)
+    peak = recipe.learning_rate
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, peak, recipe.warmup_steps),
+            optax.constant_schedule(peak),
+            optax.linear_schedule(peak, peak * recipe.final_ratio, decay),
+        ],
+        [recipe.warmup_steps, recipe.warmup_steps + stable],
+    )
+
+
+def optimizer(recipe: OptimizerRecipe, steps: int, model: Decoder) -> optax.GradientTransformation:
+    """A transformation over the model's `nnx.Param` state."""
+    schedule = rate(recipe, steps)
+    if recipe.muon:
+        numbers = matrix_axes(nnx.state(model, nnx.Param))
+        update = optax.contrib.muon(
+            schedule, weight_decay=recipe.weight_decay, muon_weight_dimension_numbers=lambda _: numbers, consistent_rms=0.2, adam_b2=0.98
+        )
+    else:
+        update = optax.adamw(schedule, b2=0.98, weight_decay=recipe.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(recipe.clip), update)
+
+
+def matrix_axes(params: nnx.State) -> Any:
+    """For each parameter how its axes form one matrix (inputs, outputs), or None where it is a vector or an embedding.
+
+    Read from the logical axis names: a layer's matrix has `embed` at one end and the rest at the other.
+    """
+
+    def of(param: nnx.Param) -> Any:
+        axes = param.get_metadata()["axes"]
+        if len(axes) < 2 or "vocab" in axes:
+            return None
+        rest = tuple(range(1, len(axes)))
+        return (
+            MuonDimensionNumbers((0,), rest) if axes[0] == "embed" else MuonDimensionNumbers(tuple(i - 1 for i in rest), (len(axes) - 1,))
+        )
+
+    variables = jax.tree.map(of, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return variables

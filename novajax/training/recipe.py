@@ -1,0 +1,70 @@
+"""A recipe: everything that decides a training run, read from one YAML file. Values only; free of jax.
+
+Module names in a recipe are looked up beside the file, so that a recipe and its corpus travel together.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from novajax.core.errors import ConfigError
+
+
+class TokenizerRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A new tokenizer of `vocab` entries from the first `documents` documents, or the one in `reuse` (a directory beside the output)."""
+
+    vocab: int
+    documents: int = 0
+    reuse: str = ""
+
+
+class OptimizerRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Muon for the matrices of the layers, Adam for the embedding and the norms, one learning rate for both.
+
+    The rate warms up for `warmup_steps`, stays, and falls linearly to `final_ratio` over the last `decay_ratio` of all steps.
+    """
+
+    learning_rate: float
+    warmup_steps: int
+    decay_ratio: float
+    final_ratio: float = 0.0
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    muon: bool = True
+
+
+class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`steps` steps over batches of `rows` rows with `row_tokens` tokens each."""
+
+    steps: int
+    rows: int
+    row_tokens: int
+    max_exchanges: int
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`model` is a Hugging Face config.json as a mapping: the checkpoint carries it word for word."""
+
+    name: str
+    seed: int
+    corpus: str
+    evaluate: str = ""
+    tokenizer: TokenizerRecipe
+    model: dict[str, Any]
+    optimizer: OptimizerRecipe
+    stages: tuple[Stage, ...]
+    generation: dict[str, Any] = {}
+
+    @property
+    def steps(self) -> int:
+        """All steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Raises ConfigError naming what the file has wrong."""
+    try:
+        return msgspec.yaml.decode(path.read_bytes(), type=Recipe)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path.name}: {error}") from error
