@@ -1,5 +1,6 @@
 """The decoder's own promises: one spec tree, axis names everywhere, the two formulations of experts agree, windows and packing."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -44,41 +45,44 @@ def test_abstract_model_declares_what_init_makes(cfg: ModelConfig, dtype: jnp.dt
     assert parameter_count(cfg) == sum(variable.get_value().size for variable in made.values())
 
 
-def forward(cfg: ModelConfig, tokens: jax.Array, batch: int = 1, dtype: jnp.dtype = jnp.float32) -> np.ndarray:
-    graph, state = nnx.split(init_model(cfg, 0, dtype))
+def compiled(cfg: ModelConfig, batch: int = 1, dtype: jnp.dtype = jnp.float32) -> Callable[[jax.Array], np.ndarray]:
+    """tokens [B * S] -> logits [B * S, V] of a model with the weights of seed 0."""
+    graph, state = nnx.split(init_model(cfg, 0))
+    state = jax.tree.map(lambda leaf: leaf.astype(dtype), state)
 
     @jax.jit
-    def run(state: nnx.State) -> jax.Array:
+    def run(state: nnx.State, tokens: jax.Array) -> jax.Array:
         model = nnx.merge(graph, state)
         hidden, _ = model(tokens, jnp.arange(tokens.shape[0]) % (tokens.shape[0] // batch), dense_causal(cfg, batch), None)
         assert hidden.dtype == dtype
         return model.logits(hidden)
 
-    return np.asarray(run(state))
+    return lambda tokens: np.asarray(run(state, tokens))
 
 
 def test_packed_rows_do_not_see_each_other_nor_the_future():
-    cfg = config(Dense(24))
+    forward = compiled(config(Dense(24)), batch=2)
     row = jnp.arange(12, dtype=jnp.int32) * 7 % 50
-    alone = forward(cfg, row)
-    packed = forward(cfg, jnp.concatenate([row[::-1], row]), batch=2)
-    np.testing.assert_allclose(packed[12:], alone, atol=1e-5)
-    np.testing.assert_allclose(forward(cfg, row.at[8:].set(3))[:8], alone[:8], atol=1e-5)
+    twice, beside, changed = (forward(jnp.concatenate(rows)) for rows in ([row, row], [row, row[::-1]], [row, row.at[8:].set(3)]))
+    np.testing.assert_array_equal(beside[:12], twice[:12])
+    np.testing.assert_allclose(twice[12:], twice[:12], atol=1e-5)
+    np.testing.assert_allclose(changed[12:20], twice[12:20], atol=1e-5)
+    assert np.abs(changed[20:] - twice[20:]).max() > 0.1
 
 
 def test_window_reaches_as_far_as_it_says():
     """Two layers of window 3 see 1 + 2 * 2 tokens: the fifth token back matters no more, the fourth does."""
-    cfg = config(Dense(24), window=3)
+    forward = compiled(config(Dense(24), window=3))
     row = jnp.arange(10, dtype=jnp.int32)
-    last = forward(cfg, row)[-1]
-    np.testing.assert_array_equal(forward(cfg, row.at[4].set(40))[-1], last)
-    assert np.abs(forward(cfg, row.at[5].set(40))[-1] - last).max() > 1e-4
+    last = forward(row)[-1]
+    np.testing.assert_array_equal(forward(row.at[4].set(40))[-1], last)
+    assert np.abs(forward(row.at[5].set(40))[-1] - last).max() > 1e-4
 
 
 def test_bfloat16_is_close_and_its_logits_are_float32():
     cfg = config(Dense(24), **RICH)
     row = jnp.arange(12, dtype=jnp.int32)
-    exact, rounded = forward(cfg, row), forward(cfg, row, dtype=jnp.bfloat16)
+    exact, rounded = compiled(cfg)(row), compiled(cfg, dtype=jnp.bfloat16)(row)
     assert rounded.dtype == np.float32
     assert np.abs(exact - rounded).max() < 0.1 * np.abs(exact).max()
 
