@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import msgspec
@@ -20,9 +19,10 @@ from tokenizers import Tokenizer
 
 from novajax.models.decoder import Decoder, init_model, parameter_count
 from novajax.models.families.registry import read_config
+from novajax.training.data import Document
 from novajax.training.export import save_checkpoint
-from novajax.training.loop import Point, Trainer
-from novajax.training.recipe import Recipe, read_recipe
+from novajax.training.loop import MakeDocument, Point, Trainer
+from novajax.training.recipe import Recipe, Stage, read_recipe
 from novajax.training.tokens import first_texts, save_tokenizer, train_tokenizer
 
 COMPUTE = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
@@ -40,14 +40,14 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
-def tokenizer_of(recipe: Recipe, make: Any, output: Path) -> Tokenizer:
+def tokenizer_of(recipe: Recipe, make: MakeDocument, output: Path) -> Tokenizer:
     """The recipe's tokenizer, trained if it is not there yet, with its files in `output`."""
     context_tokens = int(recipe.model["max_position_embeddings"])
     kept = output.parent / recipe.tokenizer.reuse / "tokenizer.json" if recipe.tokenizer.reuse else output / "tokenizer.json"
     if kept.exists():
         tokenizer = Tokenizer.from_file(str(kept))
     else:
-        tokenizer = train_tokenizer(first_texts(make(recipe.stages[0].max_exchanges), recipe.tokenizer.documents), recipe.tokenizer.vocab)
+        tokenizer = train_tokenizer(first_texts(make(recipe.stages[0]), recipe.tokenizer.documents), recipe.tokenizer.vocab)
     save_tokenizer(tokenizer, output, context_tokens)
     return tokenizer
 
@@ -76,8 +76,8 @@ def main(argv: Sequence[str]) -> None:
     sys.path.insert(0, str(path.parent))
     corpus = importlib.import_module(recipe.corpus)
 
-    def make(max_exchanges: int) -> Any:
-        return partial(corpus.document, recipe.seed, max_exchanges=max_exchanges)
+    def make(stage: Stage) -> Document:
+        return partial(corpus.document, recipe.seed, max_exchanges=stage.max_exchanges, mixture=stage.mixture)
 
     tokenizer = tokenizer_of(recipe, make, output)
     model = init_model(read_config(recipe.model), recipe.seed)

@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from card import write_card
 from generate import Generator, load
 from nova_corpus import arithmetic, jsons, stories, talk, tasks, world
 from nova_corpus.base import HELD_OUT, Exchange
@@ -146,6 +147,19 @@ def score(items: Sequence[tuple[Turns, Exchange]], replies: Sequence[str]) -> di
     }
 
 
+def agreement(draft: Generator, generator: Generator, items: Sequence[tuple[Turns, Exchange]], name: str) -> dict[str, Any]:
+    """How often the draft's greedy token is the model's, along the model's own greedy replies."""
+    replies = answer_all(generator, items, 0.0, 1.0, 0)
+    prompts_ids = [generator.encode(turns) for turns, _ in items]
+    same = total = 0
+    for prompt, reply in zip(prompts_ids, replies, strict=True):
+        ids = [*prompt, *generator.tokenizer.encode(reply).ids, generator.end]
+        guesses = draft.guesses(ids)
+        same += sum(guess == token for guess, token in zip(guesses[len(prompt) - 1 : -1], ids[len(prompt) :], strict=True))
+        total += len(ids) - len(prompt)
+    return {"model": name, "tokens": total, "same": round(same / total, 4)}
+
+
 def write_report(directory: Path, show: Callable[[str], object] = print, seed: int = 1) -> dict[str, Any]:
     """Evaluate the checkpoint in `directory` and keep the figures beside it."""
     generator, items = load(directory), prompts(seed)
@@ -160,7 +174,12 @@ def write_report(directory: Path, show: Callable[[str], object] = print, seed: i
         ]
     for row in report["greedy"]["examples"]:
         show(f"> {row['messages'][-1]['content']}\n{row['reply']}\n")
+    larger = json.loads((directory / "training.json").read_text())["recipe"]["tokenizer"]["reuse"]
+    if larger:
+        report["agreement"] = agreement(generator, load(directory.parent / larger), items, larger)
+        show(f"greedy agreement: {report['agreement']}")
     (directory / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_card(directory)
     return report
 
 

@@ -3,6 +3,7 @@
 It is the shortest correct reader of a checkpoint, not the engine: the engine's answers are compared with it.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
+from novajax.models.attention import dense_causal
 from novajax.models.decoder import Decoder, init_model
 from novajax.models.families.keys import match, place
 from novajax.models.families.registry import key_map, read_config
@@ -29,6 +31,7 @@ class Generator:
         self.tokenizer = tokenizer
         self.graph, self.params = nnx.split(model)
         self.end = tokenizer.token_to_id("<|end|>")
+        self._greedy = jax.jit(self._next)
         self._loop = jax.jit(self._generate, static_argnames=("new_tokens", "top_p", "temperature"))
 
     def chat(
@@ -40,8 +43,24 @@ class Generator:
         seed: int = 0,
     ) -> list[str]:
         """The next assistant message of each conversation, a list of (role, text)."""
-        prompts = ["<|bos|>" + "".join(f"<|{role}|>{text}<|end|>" for role, text in turns) + "<|assistant|>" for turns in conversations]
-        return self.complete([self.tokenizer.encode(prompt).ids for prompt in prompts], new_tokens, temperature, top_p, seed)
+        return self.complete([self.encode(turns) for turns in conversations], new_tokens, temperature, top_p, seed)
+
+    def encode(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """The prompt of a conversation as the chat template writes it, up to and with the assistant's control token."""
+        text = "<|bos|>" + "".join(f"<|{role}|>{text}<|end|>" for role, text in turns) + "<|assistant|>"
+        return self.tokenizer.encode(text).ids
+
+    def guesses(self, ids: Sequence[int]) -> list[int]:
+        """The greedy next token after each of `ids`."""
+        length = -(-len(ids) // MULTIPLE) * MULTIPLE
+        tokens_T = np.zeros(length, np.int32)
+        tokens_T[: len(ids)] = ids
+        return np.asarray(self._greedy(self.params, tokens_T))[: len(ids)].tolist()
+
+    def _next(self, params: Any, tokens_T: jax.Array) -> jax.Array:
+        model = nnx.merge(self.graph, params)
+        hidden_TD, _ = model(tokens_T, jnp.arange(tokens_T.shape[0]), dense_causal(model.cfg, 1), None)
+        return model.logits(hidden_TD).argmax(-1)
 
     def complete(
         self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
@@ -110,8 +129,6 @@ class Generator:
 
 def load(directory: Path) -> Generator:
     """A Generator of a checkpoint directory written by the training."""
-    import json
-
     config = json.loads((directory / "config.json").read_text())
     cfg = read_config(config)
     model = init_model(cfg, 0)

@@ -5,7 +5,7 @@ dict: what it gives next can be saved and restored. It does not know models.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, SupportsIndex
+from typing import Any, Protocol, SupportsIndex
 
 import grain
 import numpy as np
@@ -59,7 +59,8 @@ class Encode(grain.transforms.Map):
         self._bos, self._end = tokenizer.token_to_id(BOS), tokenizer.token_to_id(END)
         self._roles = {role: tokenizer.token_to_id(f"<|{role}|>") for role in ROLES}
 
-    def map(self, element: Sequence[Segment]) -> dict[str, np.ndarray]:
+    def map(self, element: Any) -> dict[str, np.ndarray]:
+        """`element` is a sequence of Segment."""
         tokens, weights = [self._bos], [0.0]
         for segment in element:
             if segment.role != "text":

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grain
 import jax
@@ -25,8 +25,8 @@ from novajax.training.loss import weighted_loss
 from novajax.training.optimizer import optimizer
 from novajax.training.recipe import Recipe, Stage
 
-MakeDocument = Callable[[int], Document]
-"""max_exchanges -> the document function of a stage."""
+MakeDocument = Callable[[Stage], Document]
+"""The document function of a stage."""
 STAGE_STRIDE = 1 << 32
 """Documents of stage i start at i * STAGE_STRIDE: no stage repeats another's."""
 Compiled = Callable[[nnx.State, Any, dict[str, jax.Array]], tuple[nnx.State, Any, dict[str, jax.Array]]]
@@ -67,7 +67,11 @@ class Trainer:
     def _step(self, params: nnx.State, state: Any, batch: dict[str, jax.Array]) -> tuple[nnx.State, Any, dict[str, jax.Array]]:
         (loss, weight), gradients = jax.value_and_grad(lambda p: weighted_loss(self._graph, p, batch, self._compute), has_aux=True)(params)
         updates, state = self._update.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, {"loss": loss, "weight": weight, "norm": optax.global_norm(gradients)}
+        return (
+            cast(nnx.State, optax.apply_updates(params, updates)),
+            state,
+            {"loss": loss, "weight": weight, "norm": optax.global_norm(gradients)},
+        )
 
     def run(self, report: Callable[[Point], None], log_every: int = 10, save_every: int = 200) -> None:
         """Train to the recipe's last step, from wherever this run stands."""
@@ -81,7 +85,7 @@ class Trainer:
         self.save()
 
     def _batches(self, number: int, stage: Stage) -> grain.DatasetIterator:
-        return batches(self._make(stage.max_exchanges), self._tokenizer, stage, number * STAGE_STRIDE)
+        return batches(self._make(stage), self._tokenizer, stage, number * STAGE_STRIDE)
 
     def _run_until(
         self, last: int, iterator: grain.DatasetIterator, report: Callable[[Point], None], log_every: int, save_every: int

@@ -41,6 +41,8 @@ class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: int
     row_tokens: int
     max_exchanges: int
+    mixture: str = "first"
+    """The corpus's name for what its documents are about."""
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -48,6 +48,7 @@ class Split:
 
         Raises: ValueError when `tries` draws gave no key of this split.
         """
+        key = ""
         for _ in range(tries):
             key, value = make()
             if is_held_out(key) == self.held_out:

@@ -1,7 +1,8 @@
 """The corpus: document `index` of seed `seed`, the same for ever, without a file.
 
 A document is one conversation of several kinds of exchange, or bare text. It leaves here as messages with their weights
-in the loss; the tokenizer and the chat template turn it into tokens. Invariant: a document depends on (seed, index, max_exchanges) only.
+in the loss; the tokenizer and the chat template turn it into tokens.
+Invariant: a document depends on (seed, index, max_exchanges, mixture) only.
 """
 
 import random
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from nova_corpus import arithmetic, jsons, stories, talk, tasks
 from nova_corpus.base import TRAINING, Dialogue, Exchange, Generator, Split
 
-KINDS: tuple[tuple[float, Generator], ...] = (
+FIRST: tuple[tuple[float, Generator], ...] = (
     (14.0, arithmetic.add),
     (2.0, arithmetic.add3),
     (14.0, arithmetic.subtract),
@@ -40,6 +41,21 @@ KINDS: tuple[tuple[float, Generator], ...] = (
     (3.5, tasks.extract),
     (0.3, tasks.letters),
 )
+COPYING: dict[Generator, float] = {
+    tasks.copy: 9.0,
+    tasks.extract: 6.0,
+    tasks.sort: 5.0,
+    arithmetic.times: 14.0,
+    arithmetic.divide: 6.0,
+    stories.story: 5.0,
+    talk.remember: 8.0,
+}
+KINDS = (*FIRST, (0.0, tasks.copy))
+MIXTURES: dict[str, tuple[tuple[float, Generator], ...]] = {
+    "first": FIRST,
+    "copying": tuple((COPYING.get(generator, weight), generator) for weight, generator in KINDS),
+}
+"""By name: the first mixture, then one with more of what is learned late: copying words, the times table, sorting."""
 LOWERED = frozenset({"add", "add3", "subtract", "times", "divide", "greeting", "identity", "parity", "next_number"})
 """Kinds whose prompt may arrive in lower case without harm to the reply."""
 
@@ -67,9 +83,9 @@ def _roughen(exchange: Exchange, rng: random.Random) -> Exchange:
     return Exchange(exchange.kind, user, exchange.assistant, exchange.answer, exchange.weight, exchange.free)
 
 
-def dialogue(rng: random.Random, split: Split = TRAINING, max_exchanges: int = 4) -> Dialogue:
+def dialogue(rng: random.Random, split: Split = TRAINING, max_exchanges: int = 4, mixture: str = "first") -> Dialogue:
     """One document: draws of the kinds joined into one conversation."""
-    weights, generators = zip(*KINDS, strict=True)
+    weights, generators = zip(*MIXTURES[mixture], strict=True)
     exchanges: list[Exchange] = []
     system = ""
     wanted = 1 if rng.random() < 0.35 else rng.randint(1, max_exchanges)
@@ -92,10 +108,10 @@ def dialogue(rng: random.Random, split: Split = TRAINING, max_exchanges: int = 4
     return Dialogue(tuple(exchanges), system=system)
 
 
-def document(seed: int, index: int, max_exchanges: int = 4, prompt_weight: float = 0.1) -> Sequence[Segment]:
+def document(seed: int, index: int, max_exchanges: int = 4, mixture: str = "first", prompt_weight: float = 0.1) -> Sequence[Segment]:
     """Document `index` as segments: roles are "system", "user", "assistant" and, for bare text, "text"."""
     rng = random.Random(f"{seed}/{index}")
-    made = dialogue(rng, TRAINING, max_exchanges)
+    made = dialogue(rng, TRAINING, max_exchanges, mixture)
     if made.plain:
         return (Segment("text", made.plain, 0.7),)
     segments = [Segment("system", made.system, prompt_weight)] if made.system else []

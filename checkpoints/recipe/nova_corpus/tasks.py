@@ -45,6 +45,18 @@ def repeat(rng: random.Random, split: Split) -> Dialogue:
     return one(Exchange("repeat", user, text, text))
 
 
+def copy(rng: random.Random, split: Split) -> Dialogue:
+    """Say many words, most of them unrelated: copying in its densest form."""
+
+    def make() -> tuple[str, str]:
+        words = [rng.choice(WORDS) if rng.random() < 0.7 else world.any_name(rng) for _ in range(rng.randint(4, 30))]
+        text = rng.choice((" ", ", ")).join(words)
+        return f"repeat {text}", text
+
+    text = split.draw(make)
+    return one(Exchange("repeat", rng.choice(("Repeat: ", "Say: ", "Copy this text: ")) + text, text, text))
+
+
 def sort(rng: random.Random, split: Split) -> Dialogue:
     """Sort a few numbers or words."""
 
