@@ -25,14 +25,18 @@ from novajax.telemetry.progress import Progress, Report, Silent, quantity, secon
 
 _NOT_USABLE, _INTERRUPTED = 1, 130
 
-_MODEL = flags.DEFINE_string("model", None, "a Hugging Face directory, a sealed NovaJAX directory, or a hub id org/name[@revision]")
-_OUTPUT = flags.DEFINE_string("output", None, "the directory to make; it must not exist")
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "auto", ["auto", "float32", "bfloat16"], "type to store; auto: as it is stored now (float16 becomes float32)"
-)
-_VERIFY = flags.DEFINE_bool("verify", False, "load what was written and compare it bit for bit; also refuse NaN and infinity")
-_QUIET = flags.DEFINE_bool("quiet", False, "show no progress")
-_JSON = flags.DEFINE_bool("json", False, "print the summary as JSON on stdout")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Declares this program's flags. Not at import: two programs may be imported together."""
+    flags.DEFINE_string("model", None, "a Hugging Face directory, a sealed NovaJAX directory, or a hub id org/name[@revision]")
+    flags.DEFINE_string("output", None, "the directory to make; it must not exist")
+    stored = "type to store; auto: as it is stored now (float16 becomes float32)"
+    flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], stored)
+    flags.DEFINE_bool("verify", False, "load what was written and compare it bit for bit; also refuse NaN and infinity")
+    flags.DEFINE_bool("quiet", False, "show no progress")
+    flags.DEFINE_bool("json", False, "print the summary as JSON on stdout")
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,19 +55,19 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main(_: list[str]) -> int:
-    model, output = _MODEL.value, _OUTPUT.value
+    model, output = FLAGS.model, FLAGS.output
     if not model or not output:
         raise app.UsageError("--model and --output are needed", exitcode=_NOT_USABLE)
     logging.set_verbosity(logging.WARNING)
     try:
-        summary = convert(model, Path(output), _DTYPE.value, verify=_VERIFY.value, progress=Silent if _QUIET.value else Progress)
+        summary = convert(model, Path(output), FLAGS.dtype, verify=FLAGS.verify, progress=Silent if FLAGS.quiet else Progress)
     except ConfigError as error:
         sys.stderr.write(f"novajax: {error.message}\n")
         return _NOT_USABLE
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; nothing was kept\n")
         return _INTERRUPTED
-    if _JSON.value:
+    if FLAGS.json:
         sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
     else:
         sys.stderr.write(
@@ -116,4 +120,5 @@ def stored_dtype(description: Any) -> str:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

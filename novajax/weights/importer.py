@@ -43,17 +43,19 @@ def import_leaves(
     """The leaves' arrays, on their devices. Raises WeightsError; nothing is left running then."""
     room = _Room(in_flight_bytes)
     failed = threading.Event()
+    own = threading.local()
 
     def fill(leaf: Leaf) -> tuple[Path, jax.Array] | None:
         try:
             if failed.is_set():
                 return None
+            scratch = own.__dict__.setdefault("scratch", _Scratch())
             shards: dict[Bounds, np.ndarray] = {}
 
             def shard(index: Index | None) -> np.ndarray:
                 bounds = bounds_of(index or (), leaf.shape)
                 if bounds not in shards:
-                    shards[bounds] = _read_shard(directory, leaf, bounds, progress.advance)
+                    shards[bounds] = _read_shard(directory, leaf, bounds, scratch, progress.advance)
                 return shards[bounds]
 
             progress.note(leaf.name)
@@ -92,7 +94,26 @@ class _Room:
             self._changed.notify_all()
 
 
-def _read_shard(directory: SafetensorsDirectory, leaf: Leaf, bounds: Bounds, advance: Callable[[float], None]) -> np.ndarray:
+class _Scratch:
+    """Memory that one thread uses over and over: pages that are fresh each time would cost more than the copies."""
+
+    def __init__(self) -> None:
+        self._raw = self._wide = np.empty(0, np.uint8)
+
+    def raw(self, size_bytes: int) -> np.ndarray:
+        if self._raw.size < size_bytes:
+            self._raw = np.empty(size_bytes, np.uint8)
+        return self._raw[:size_bytes]
+
+    def wide(self, size_bytes: int) -> np.ndarray:
+        if self._wide.size < size_bytes:
+            self._wide = np.empty(size_bytes, np.uint8)
+        return self._wide[:size_bytes]
+
+
+def _read_shard(
+    directory: SafetensorsDirectory, leaf: Leaf, bounds: Bounds, scratch: _Scratch, advance: Callable[[float], None]
+) -> np.ndarray:
     """One device's slice of the leaf, in the leaf's dtype."""
     out = _aligned(tuple(stop - start for start, stop in bounds), leaf.dtype)
     left, right = letters(leaf.axes)
@@ -100,8 +121,8 @@ def _read_shard(directory: SafetensorsDirectory, leaf: Leaf, bounds: Bounds, adv
     bits = np.dtype(f"u{leaf.dtype.itemsize}")
     for piece in _pieces(leaf, bounds, _stored(directory, leaf).itemsize):
         name = leaf.tensors[tuple(piece[axis].start for axis in stacked)]
-        read = directory.read(name, source_slice(leaf.axes, leaf.shape, piece))
-        values = place(leaf.axes, leaf.shape, piece, _converted(read, leaf.dtype))
+        read = directory.read(name, source_slice(leaf.axes, leaf.shape, piece), scratch.raw)
+        values = place(leaf.axes, leaf.shape, piece, _converted(read, leaf.dtype, scratch))
         here = tuple(slice(part.start - start, part.stop - start) for part, (start, _) in zip(piece, bounds, strict=True))
         # As plain integers: numpy moves those faster than a dtype it does not know, and without the interpreter's lock.
         out.view(bits)[here] = values.view(bits)
@@ -134,14 +155,15 @@ def _pieces(leaf: Leaf, bounds: Bounds, itemsize: int) -> Iterator[Index]:
     return cut(0, [slice(*bound) for bound in bounds])
 
 
-def _converted(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def _converted(values: np.ndarray, dtype: np.dtype[Any], scratch: _Scratch) -> np.ndarray:
     if values.dtype == dtype:
         return values
-    if values.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
-        wide = values.view(np.uint16).astype(np.uint32)
-        wide <<= 16
-        return wide.view(np.float32)
-    return values.astype(np.float32, copy=False).astype(dtype, copy=False)
+    wide = scratch.wide(values.size * 4).view(np.uint32).reshape(values.shape)
+    if values.dtype == ml_dtypes.bfloat16:
+        np.left_shift(values.view(np.uint16), 16, out=wide, dtype=np.uint32, casting="unsafe")
+    else:
+        wide.view(np.float32)[...] = values
+    return wide.view(np.float32).astype(dtype, copy=False)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:

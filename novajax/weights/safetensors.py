@@ -8,6 +8,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes of header length, JSON 
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 """What weights may be stored as."""
+
+Allocate = Callable[[int], np.ndarray]
+"""Bytes wanted -> a uint8 array of that size."""
+
+
+def fresh(size_bytes: int) -> np.ndarray:
+    """The plain `Allocate`."""
+    return np.empty(size_bytes, np.uint8)
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -58,10 +67,10 @@ class SafetensorsDirectory:
             if name not in self.tensors:
                 raise WeightsError(f"{directory / file}: the tensor {name!r}, named by {INDEX}, is not in this file")
 
-    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    def read(self, name: str, index: tuple[slice, ...], allocate: Allocate = fresh) -> np.ndarray:
         """`tensor[index]` (unit steps) in its stored dtype, F32, F16 or BF16.
 
-        Reads the one run of bytes that spans the slice: exact when only leading dimensions are cut.
+        Reads the one run of bytes that spans the slice, into memory from `allocate`: exact when only leading dimensions are cut.
         """
         tensor = self.tensors[name]
         dtype = self.dtype(name)
@@ -76,8 +85,9 @@ class SafetensorsDirectory:
         start, stop = bounds[axis] if bounds else (0, 1)
         stride = strides[axis] if bounds else 1
         rest = tensor.shape[axis + 1 :]
-        values = np.empty((stop - start) * stride, dtype)
-        self._fill(tensor, memoryview(values.view(np.uint8)), tensor.start + (offset + start * stride) * dtype.itemsize)
+        raw = allocate((stop - start) * stride * dtype.itemsize)
+        self._fill(tensor, memoryview(raw), tensor.start + (offset + start * stride) * dtype.itemsize)
+        values = raw.view(dtype)
         values = values.reshape((1,) * axis + (stop - start, *rest)) if bounds else values.reshape(())
         return values[tuple(slice(None) if i <= axis else slice(*bound) for i, bound in enumerate(bounds))]
 
