@@ -10,10 +10,6 @@ import msgspec
 from novajax.core.config import EngineConfig
 from novajax.core.errors import ConfigError
 
-MIN_ROWS = 2
-"""XLA:CPU sends matrix products of one row to a slow generic loop unless they are float32; two rows cost the same."""
-
-
 class Bucket(msgspec.Struct, frozen=True, order=True):
     """One compiled step shape."""
 
@@ -89,8 +85,9 @@ def make_table(config: EngineConfig, max_request_tokens: int, *, on_cpu: bool) -
     chunk = min(config.chunk_tokens, widest * config.page_tokens)
     score = (1, min(chunk, 64))
     if config.deterministic:
-        return BucketTable((max(config.max_rows, MIN_ROWS),), ((1, chunk),), (1, chunk), (widest,), True)
-    rows = _ladder(MIN_ROWS, max(config.max_rows, MIN_ROWS), 4 if on_cpu else 2)
+        return BucketTable((config.max_rows,), ((1, chunk),), (1, chunk), (widest,), True)
+    # One row matters on a CPU: its float32 products run at memory speed, those of two to four rows at half of that or less.
+    rows = _ladder(1, config.max_rows, 4 if on_cpu else 2)
     widths = tuple(sorted({max(1, widest // 4), widest})) if on_cpu else (widest,)
     small = min(32, chunk)
     several = (min(4, config.max_rows), min(64, chunk))
