@@ -10,6 +10,7 @@ import msgspec
 from novajax.core.config import EngineConfig
 from novajax.core.errors import ConfigError
 
+
 class Bucket(msgspec.Struct, frozen=True, order=True):
     """One compiled step shape."""
 
