@@ -26,6 +26,7 @@ from bench import common
 
 _ROOT = Path(__file__).resolve().parent.parent
 _READ_BYTES = 8 << 20
+HEADER = ("what", "GB/s", "of a plain read", "s", "CPU s", "MB over the arrays")
 
 FLAGS = flags.FLAGS
 
@@ -45,6 +46,8 @@ class Loaded(msgspec.Struct, frozen=True):
     """What one load took."""
 
     seconds: float
+    cpu_s: float
+    """Of all threads, in user code and the kernel: what other work on the machine changes least."""
     array_bytes: int
     before_anonymous_bytes: int
     peak_anonymous_bytes: int
@@ -93,9 +96,10 @@ def load_once(directory: str, dtype: str, verify: bool) -> Loaded:
     description = describe(directory)
     if description.manifest is not None:
         import orbax.checkpoint  # noqa: F401  its import is a cost of the start, not of the load
+    begun_cpu_s = time.process_time()
     with PeakMeter() as meter:
         loaded = load_model(description, mesh, dtype, progress=Silent, verify=verify)
-    return Loaded(loaded.seconds, loaded.bytes, meter.before_bytes, meter.peak_bytes)
+    return Loaded(loaded.seconds, time.process_time() - begun_cpu_s, loaded.bytes, meter.before_bytes, meter.peak_bytes)
 
 
 def in_child(directory: Path, *, verify: bool) -> Loaded:
@@ -129,7 +133,7 @@ def read_rate(files: list[Path]) -> float:
 
 
 def measure(name: str, directory: Path) -> list[list[Any]]:
-    """Rows [what, GB/s, share of a plain read, seconds, MB over the arrays] of one directory."""
+    """Rows as `HEADER` names them of one directory."""
     files = weight_files(directory)
     stored_bytes = sum(path.stat().st_size for path in files)
     drop_from_cache(files)
@@ -137,9 +141,9 @@ def measure(name: str, directory: Path) -> list[list[Any]]:
     drop_from_cache(files)
     cold = in_child(directory, verify=True)
     warm_read = read_rate(files)
-    rows = [[f"{name}, plain read, cold", cold_read / 1e9, 1.0, stored_bytes / cold_read, None]]
+    rows = [[f"{name}, plain read, cold", cold_read / 1e9, 1.0, stored_bytes / cold_read, None, None]]
     rows.append(_row(f"{name}, load, cold", stored_bytes, cold, cold_read))
-    rows.append([f"{name}, plain read, warm", warm_read / 1e9, 1.0, stored_bytes / warm_read, None])
+    rows.append([f"{name}, plain read, warm", warm_read / 1e9, 1.0, stored_bytes / warm_read, None, None])
     for verify in (True, False):
         runs = sorted((in_child(directory, verify=verify) for _ in range(FLAGS.repetitions)), key=lambda run: run.seconds)
         what = f"{name}, load, warm" + ("" if verify else ", without sha256")
@@ -150,7 +154,8 @@ def measure(name: str, directory: Path) -> list[list[Any]]:
 
 def _row(name: str, stored_bytes: int, run: Loaded, read_bytes_per_s: float, over_bytes: int | None = None) -> list[Any]:
     rate = stored_bytes / run.seconds
-    return [name, rate / 1e9, rate / read_bytes_per_s, run.seconds, (run.over_bytes if over_bytes is None else over_bytes) / 1e6]
+    over = run.over_bytes if over_bytes is None else over_bytes
+    return [name, rate / 1e9, rate / read_bytes_per_s, run.seconds, run.cpu_s, over / 1e6]
 
 
 def main(_: list[str]) -> int:
@@ -159,7 +164,6 @@ def main(_: list[str]) -> int:
         return 0
     machine = common.describe_machine(probe=FLAGS.probe)
     model = Path(FLAGS.model).resolve() if FLAGS.model else _make()
-    header = ["what", "GB/s", "of a plain read", "s", "MB over the arrays"]
     rows = measure("safetensors", model)
     if FLAGS.sealed:
         with tempfile.TemporaryDirectory(dir=model.parent) as folder:
@@ -168,9 +172,9 @@ def main(_: list[str]) -> int:
             command += [f"--dtype={FLAGS.dtype}", "--quiet"]
             subprocess.run(command, check=True, cwd=_ROOT, timeout=1800)
             rows += measure(f"sealed {FLAGS.dtype}", sealed)
-    results = [dict(zip(header, row, strict=True)) for row in rows]
+    results = [dict(zip(HEADER, row, strict=True)) for row in rows]
     report = {"benchmark": "load", "machine": machine, "settings": common.settings(__name__), "results": results}
-    common.publish(report, f"{common.markdown_table(header, rows)}\n\n{common.machine_line(machine)}; into {FLAGS.dtype}\n")
+    common.publish(report, f"{common.markdown_table(HEADER, rows)}\n\n{common.machine_line(machine)}; into {FLAGS.dtype}\n")
     return 0
 
 
