@@ -124,7 +124,8 @@ def plot(samples: Sequence[Sample], path: Path, title: str) -> None:
         points = [(s.sent_at_s, s.e2e_s or 0.0) for s in samples if s.outcome == outcome]
         timeline.scatter(*zip(*points, strict=True), s=6, label=f"{outcome} ({len(points)})")
     timeline.set(xlabel="sent at (s)", ylabel="end to end (s)")
-    timeline.legend(fontsize="small")
+    if samples:
+        timeline.legend(fontsize="small")
     end_s = max((s.sent_at_s + (s.e2e_s or 0.0) for s in samples), default=1.0)
     edges = np.linspace(0, max(end_s, 1e-3), 61)
     tokens, _ = np.histogram([s.sent_at_s + (s.e2e_s or 0.0) for s in done], edges, weights=[s.output_tokens or 0 for s in done])

@@ -80,10 +80,11 @@ async def measure(
 
 
 def table(model: str, rows: Sequence[Row]) -> str:
-    body: list[list[Any]] = [
-        [model, row.test, row.batch, f"{row.mean:.2f} ± {row.sd:.2f}", row.median, 1e3 * row.batch / row.median] for row in rows
-    ]
-    return common.markdown_table(["model", "test", "batch", "tokens/s", "median", "ms per step of the batch"], body)
+    def step_ms(row: Row) -> float | None:
+        return 1e3 * row.batch / row.median if row.test.startswith("tg") else None
+
+    body: list[list[Any]] = [[model, row.test, row.batch, f"{row.mean:.2f} ± {row.sd:.2f}", row.median, step_ms(row)] for row in rows]
+    return common.markdown_table(["model", "test", "batch", "tokens/s", "median", "ms a step"], body)
 
 
 async def _measured(machine: common.Machine) -> tuple[dict[str, Any], str]:

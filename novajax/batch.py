@@ -33,30 +33,35 @@ from novajax.offline.output import OutputStopped
 from novajax.offline.run import BatchOptions, BatchSummary, InputChanged, run_batch
 from novajax.telemetry.progress import Progress, seconds
 
+FLAGS = flags.FLAGS
+
 _NOT_USABLE, _SOME_FAILED, _STOPPED = 2, 3, 4
 _LINES_PER_ROW = 4
 """Lines asked at once for each row of the engine: enough to keep it full."""
 
-options.define_engine_flags()
-flags.adopt_module_key_flags(options)
-_INPUT = flags.DEFINE_string("input", None, "JSON lines to answer", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON lines with the answers; appended to, locked against a second writer", required=True)
-_ORDERED = flags.DEFINE_bool("ordered", False, "when all is done, rewrite the output in the order of the input")
-_MAX_IN_FLIGHT = flags.DEFINE_integer("max_in_flight", None, "lines asked at once; four for each of --max_rows if not given", lower_bound=1)
-_MAX_LINE_BYTES = flags.DEFINE_string("max_line_bytes", "8Mi", "a longer line fails without being read into memory")
-_SYNC_EVERY_S = flags.DEFINE_float("sync_every_s", 5.0, "seconds between syncs: what a power cut can cost", lower_bound=0.1)
-_MODEL_NAMES = flags.DEFINE_list("model_names", [], "names that a body's `model` may have, beside the served one")
-_IGNORE_MODEL = flags.DEFINE_bool("ignore_model", False, "answer lines whatever model they name")
-_TEMPLATE = flags.DEFINE_string("chat_template", None, "Jinja file to use in place of the model's chat template")
-_JSON = flags.DEFINE_bool("json", False, "print the summary as JSON on stdout")
+
+def define_flags() -> None:
+    """Declares this program's flags. Not at import: two programs may be imported together."""
+    options.define_engine_flags()
+    flags.adopt_module_key_flags(options)
+    flags.DEFINE_string("input", None, "JSON lines to answer", required=True)
+    flags.DEFINE_string("output", None, "JSON lines with the answers; appended to, locked against a second writer", required=True)
+    flags.DEFINE_bool("ordered", False, "when all is done, rewrite the output in the order of the input")
+    flags.DEFINE_integer("max_in_flight", None, "lines asked at once; four for each of --max_rows if not given", lower_bound=1)
+    flags.DEFINE_string("max_line_bytes", "8Mi", "a longer line fails without being read into memory")
+    flags.DEFINE_float("sync_every_s", 5.0, "seconds between syncs: what a power cut can cost", lower_bound=0.1)
+    flags.DEFINE_list("model_names", [], "names that a body's `model` may have, beside the served one")
+    flags.DEFINE_bool("ignore_model", False, "answer lines whatever model they name")
+    flags.DEFINE_string("chat_template", None, "Jinja file to use in place of the model's chat template")
+    flags.DEFINE_bool("json", False, "print the summary as JSON on stdout")
 
 
 def main(_: list[str]) -> int:
     try:
-        config = options.engine_config(flags.FLAGS, options.read_config(flags.FLAGS))
+        config = options.engine_config(FLAGS, options.read_config(FLAGS))
         how = batch_options(config)
-        if not Path(_INPUT.value).is_file():  # before minutes of loading and compiling
-            raise ConfigError(f"input {_INPUT.value} is not a file", param="input")
+        if not Path(FLAGS.input).is_file():  # before minutes of loading and compiling
+            raise ConfigError(f"input {FLAGS.input} is not a file", param="input")
         summary = _run(config, how)
     except InputChanged as error:
         return _leave(error.message, _STOPPED)
@@ -73,10 +78,10 @@ def main(_: list[str]) -> int:
 def batch_options(config: EngineConfig) -> BatchOptions:
     """Raises ConfigError for a value out of bounds."""
     values = {
-        "max_in_flight": _MAX_IN_FLIGHT.value or _LINES_PER_ROW * config.max_rows,
-        "max_line_bytes": parse_bytes(_MAX_LINE_BYTES.value),
-        "sync_every_s": _SYNC_EVERY_S.value,
-        "ordered": _ORDERED.value,
+        "max_in_flight": FLAGS.max_in_flight or _LINES_PER_ROW * config.max_rows,
+        "max_line_bytes": parse_bytes(FLAGS.max_line_bytes),
+        "sync_every_s": FLAGS.sync_every_s,
+        "ordered": FLAGS.ordered,
     }
     try:
         return msgspec.convert(values, BatchOptions)
@@ -119,12 +124,12 @@ async def _answer_all(backend: Backend, how: BatchOptions) -> BatchSummary:
         answerer = Answerer(
             backend,
             tokenizer,
-            ChatTemplate(tokenizer, _TEMPLATE.value),
-            model_names=(card.id, *_MODEL_NAMES.value),
-            ignore_model=_IGNORE_MODEL.value,
+            ChatTemplate(tokenizer, FLAGS.chat_template),
+            model_names=(card.id, *FLAGS.model_names),
+            ignore_model=FLAGS.ignore_model,
             max_line_bytes=how.max_line_bytes,
         )
-        return await run_batch(backend, answerer, Path(_INPUT.value), Path(_OUTPUT.value), how, report=Progress)
+        return await run_batch(backend, answerer, Path(FLAGS.input), Path(FLAGS.output), how, report=Progress)
     except asyncio.CancelledError:
         if caught:
             raise _Interrupted(caught[0]) from None
@@ -134,7 +139,7 @@ async def _answer_all(backend: Backend, how: BatchOptions) -> BatchSummary:
 
 
 def _print_summary(summary: BatchSummary) -> None:
-    if _JSON.value:
+    if FLAGS.json:
         sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
         return
     earlier = f", {summary.resumed} of earlier runs" if summary.resumed else ""
@@ -155,4 +160,5 @@ def _leave(message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -6,7 +6,6 @@ the first unfinished one. Used on one event loop.
 
 from typing import Any
 
-import grain
 import numpy as np
 
 from novajax.offline.index import Line, LineIndex
@@ -18,6 +17,8 @@ class Feed:
     """Gives out unfinished lines in order. `done` is the output's own record and is read, never written."""
 
     def __init__(self, index: LineIndex, done: np.ndarray):
+        import grain  # brings jax along, which a refusal of flags or files need not wait for
+
         self._done = done  # [lines]
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_READ_AHEAD_LINES)
         self._iterator = iter(grain.MapDataset.source(index).to_iter_dataset(options))
