@@ -37,11 +37,9 @@ def source_bytes(directory: SafetensorsDirectory, leaves: tuple[Leaf, ...]) -> i
     return sum(leaf.host_bytes() // leaf.dtype.itemsize * _stored(directory, leaf).itemsize for leaf in leaves)
 
 
-def import_leaves(
-    directory: SafetensorsDirectory, leaves: tuple[Leaf, ...], progress: Reporter, *, in_flight_bytes: int = IN_FLIGHT_BYTES
-) -> list[tuple[Path, jax.Array]]:
+def import_leaves(directory: SafetensorsDirectory, leaves: tuple[Leaf, ...], progress: Reporter) -> list[tuple[Path, jax.Array]]:
     """The leaves' arrays, on their devices. Raises WeightsError; nothing is left running then."""
-    room = _Room(in_flight_bytes)
+    room = _Room(IN_FLIGHT_BYTES)
     failed = threading.Event()
     own = threading.local()
 
