@@ -100,6 +100,18 @@ def test_who_is_preempted_in_flight_is_planned_no_more_and_gives_its_pages_at_th
     one.run()
 
 
+def test_who_is_preempted_in_the_middle_of_its_prompt_is_planned_no_more():
+    one = world(slots=1, in_flight=2)
+    one.add(PROMPT * 4, priority="low", max_tokens=4, **FREE)
+    one.dispatch()
+    one.add(PROMPT, priority="high", max_tokens=4, **FREE)
+    assert one.dispatch() is None
+    one.collect()
+    one.run()
+    assert order_of_first_rows(one) == [0, 1]
+    assert [start for start, _ in one.answers["r0"].chunks] == [0, 8, 16, 24, 32]  # the first chunk was found again
+
+
 def test_admission_leaves_a_page_for_each_running_sequence():
     one = world(pages=4, slots=2, in_flight=1)
     one.add(PROMPT[:8], max_tokens=8, **FREE)

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from scheduler_world import VOCAB, World
+from scheduler_world import END, VOCAB, World
 
 from novajax.core.errors import CapacityError, Conflict, ContextTooLong, InternalError, InvalidRequest, Overloaded, Unsupported
 from novajax.core.types import Request, SamplingParams
@@ -168,6 +168,14 @@ def test_commits_come_in_order():
     for number in (1, 7):
         with pytest.raises(InternalError, match=f"plan {number} is not the oldest"):
             one.scheduler.commit(number, {}, {}, 0.0)
+
+
+def test_a_slot_is_cleared_for_the_next_sequence_if_the_last_one_left_state():
+    one = world(slots=1)
+    for sampling in ({"logit_bias": {5: 9.0}, "min_tokens": 1}, {}, {}, {"min_tokens": 2, "ignore_eos": True}):
+        one.add(PROMPT, max_tokens=2, **sampling)
+    one.run()
+    assert [(seat.logit_bias, seat.ends) for plan in one.plans for seat in plan.seats] == [({5: 9.0}, END), ({}, ())]
 
 
 # --- ends

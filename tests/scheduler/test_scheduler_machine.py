@@ -126,8 +126,10 @@ def random_life(seed: int, steps: int) -> World:
     arrival, trouble = rng.choice([0.1, 0.4, 0.8]), rng.choice([0.0, 0.02, 0.1])
     for _ in range(steps):
         if rng.random() < arrival:
+            said = rng.choice([*world.answers.values()]) if world.answers and rng.random() < 0.3 else None  # a conversation goes on
+            stem = rng.choice(STEMS)[: rng.randint(0, 24)] if said is None else (*said.request.prompt, *said.got)
             world.add(
-                (*rng.choice(STEMS)[: rng.randint(0, 24)], *(rng.randrange(40) for _ in range(rng.randint(0, 4)))),
+                (*stem, *(rng.randrange(40) for _ in range(rng.randint(0, 4)))),
                 priority=rng.choice(["high", "medium", "low"]),
                 salt=rng.choice(["", "", "tenant"]),
                 max_tokens=rng.choice([None, 0, 1, 5, 12, 30]),
@@ -136,7 +138,8 @@ def random_life(seed: int, steps: int) -> World:
                 ignore_eos=rng.random() < 0.5,
                 logprobs=rng.choice([None, 1]),
                 prompt_logprobs=rng.choice([None, None, None, 0]),
-                presence_penalty=rng.choice([0.0, 0.5]),
+                presence_penalty=rng.choice([0.0, 0.0, 0.5]),
+                logit_bias=rng.choice([{}, {}, {4: 1.0}]),
             )
         live = world.live()
         if live and rng.random() < trouble:
@@ -153,7 +156,7 @@ def random_life(seed: int, steps: int) -> World:
 
 def test_random_lives():
     preemptions = hits = finished = refused = 0
-    for seed in range(1000):
+    for seed in range(800):
         world = random_life(seed, 200)
         stats = world.scheduler.stats()
         preemptions += stats["preemptions"]
