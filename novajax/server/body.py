@@ -5,6 +5,7 @@ browser may send anything else across sites without asking), not an encoding (no
 """
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -14,21 +15,34 @@ from novajax.core.errors import InvalidRequest, RequestTimeout, TooLarge, Unsupp
 from novajax.server.leaving import ClientGone
 from novajax.server.settings import ServerSettings
 
+_DISCARD_S = 0.5
+
 
 async def read_json[T](request: Request[Any, Any, Any], kind: type[T], settings: ServerSettings) -> T:
     """The body as a `kind`. Raises InvalidRequest, TooLarge, RequestTimeout, UnsupportedMediaType, and msgspec's errors."""
+    # The body first: a client that is refused while it still sends may lose the reply, and the connection with it.
     body = await _read(request, settings)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaType("the body must be application/json")
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaType("the body must not have a content encoding")
     return msgspec.json.decode(body, type=kind)
 
 
+async def discard(request: Request[Any, Any, Any], settings: ServerSettings) -> None:
+    """Takes in, for a moment and within the bounds, the body of a request that is refused unread."""
+    taken = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            while taken <= settings.max_body_bytes:
+                message = await request.receive()
+                taken += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
+
+
 async def _read(request: Request[Any, Any, Any], settings: ServerSettings) -> bytes:
-    headers = request.headers
-    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise UnsupportedMediaType("the body must be application/json")
-    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        raise UnsupportedMediaType("the body must not have a content encoding")
-    declared = headers.get("content-length", "0")
+    declared = request.headers.get("content-length", "0")
     if not (declared.isascii() and declared.isdigit()):
         raise InvalidRequest("Content-Length must be a number")
     limit = settings.max_body_bytes

@@ -15,14 +15,14 @@ from novajax.server.gate import Pass
 from novajax.server.jobs import Job, check_prompts, priority_of, sampling_of
 from novajax.server.leaving import unless_gone
 from novajax.server.messages import prompt_of
-from novajax.server.respond import check_streaming, new_id, respond
+from novajax.server.respond import check_streaming, enter, new_id, respond
 from novajax.server.schemas import ChatRequest
 
 
 @post("/v1/chat/completions", status_code=200)
 async def chat_completions(request: Request[Any, Any, Any], front: NamedDependency[Front]) -> Response[Any]:
     began_s = front.clock.now_s()
-    with front.gate.enter() as taken:
+    with await enter(request, front) as taken:
         body = await read_json(request, ChatRequest, front.settings)
         return await unless_gone(request.receive, _answer(request, front, taken, body, began_s))
 

@@ -14,7 +14,7 @@ from novajax.server.front import Front, fingerprint, private_salt
 from novajax.server.gate import Pass
 from novajax.server.jobs import Job, check_prompts, priority_of, sampling_of
 from novajax.server.leaving import unless_gone
-from novajax.server.respond import check_streaming, new_id, respond
+from novajax.server.respond import check_streaming, enter, new_id, respond
 from novajax.server.schemas import CompletionRequest, prompts_of
 from novajax.server.text_writer import Echo, TextWriter
 from novajax.text.tokenizer import check_bytes
@@ -26,7 +26,7 @@ _DEFAULT_MAX_TOKENS = 16
 @post("/v1/completions", status_code=200)
 async def completions(request: Request[Any, Any, Any], front: NamedDependency[Front]) -> Response[Any]:
     began_s = front.clock.now_s()
-    with front.gate.enter() as taken:
+    with await enter(request, front) as taken:
         body = await read_json(request, CompletionRequest, front.settings)
         return await unless_gone(request.receive, _answer(request, front, taken, body, began_s))
 

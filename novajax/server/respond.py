@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from litestar import Response
+from litestar import Request, Response
 
-from novajax.core.errors import InvalidRequest
+from novajax.core.errors import InvalidRequest, NovaError
 from novajax.server.accounts import Account
+from novajax.server.body import discard
 from novajax.server.chat_writer import ChatWriter
 from novajax.server.front import Front
 from novajax.server.gate import Pass
@@ -26,6 +27,15 @@ from novajax.text.alternative import Piece
 def new_id(kind: str) -> str:
     """An id that nobody can guess: `chatcmpl-...`."""
     return f"{kind}-{secrets.token_hex(16)}"
+
+
+async def enter(request: Request[Any, Any, Any], front: Front) -> Pass:
+    """A pass for one sequence. Refused at once when the gate is full or closed: Overloaded, Unavailable."""
+    try:
+        return front.gate.enter()
+    except NovaError:
+        await discard(request, front.settings)
+        raise
 
 
 def json_reply(value: Any) -> Response[bytes]:

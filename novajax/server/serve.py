@@ -19,13 +19,14 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 from litestar import Litestar
 
-from novajax.core.errors import ConfigError
+from novajax.core.errors import ConfigError, NovaError
 from novajax.server.front import Front
+from novajax.server.leaving import end
 from novajax.server.settings import ServerSettings
 
 _BACKLOG = 1024
 _FLUSH_S = 5.0
-"""After the engine is idle, how long the last bytes may take."""
+"""How long the last bytes may take, once the engine is idle and again once nobody listens."""
 _log = logging.getLogger("novajax.server")
 
 
@@ -83,24 +84,31 @@ async def serve(
         if not serving.done():
             await _drain(front, hurry)
             server.stop()
+            await asyncio.wait({serving}, timeout=_FLUSH_S)
+    if not serving.done():
+        _log.warning("connections that did not end are cut")
+        serving.cancel()
+        return
     await serving
 
 
 async def _drain(front: Front, hurry: asyncio.Event) -> None:
-    """Nobody new; the engine finishes what it has, and the last bytes go out."""
+    """Nobody new; the engine finishes what it has, or at the second signal drops it, and the last bytes go out."""
     front.gate.close()
     grace_s = front.settings.drain_s
     _log.info("draining: %d sequences inside, %g s at most", front.gate.inside, grace_s)
-    drained = asyncio.create_task(front.backend.drain(grace_s))
+    draining = asyncio.create_task(front.backend.drain(grace_s))
     hurried = asyncio.create_task(hurry.wait())
-    await asyncio.wait({drained, hurried}, return_when=asyncio.FIRST_COMPLETED)
-    hurried.cancel()
-    if drained.done():
-        with suppress(Exception):
-            drained.result()
-        await front.gate.empty(_FLUSH_S)
-    else:
-        drained.cancel()
+    await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    await end(hurried)
+    if not draining.done():
+        await end(draining)
+        with suppress(TimeoutError, NovaError):
+            async with asyncio.timeout(_FLUSH_S):
+                await front.backend.drain(0)
+    elif error := draining.exception():
+        _log.warning("the backend did not drain: %s", type(error).__name__)
+    await front.gate.empty(_FLUSH_S)
 
 
 class _Signals:

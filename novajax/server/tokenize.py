@@ -11,21 +11,21 @@ from novajax.server.front import Front
 from novajax.server.leaving import unless_gone
 from novajax.server.messages import prompt_of
 from novajax.server.replies import DetokenizeReply, TokenizeReply
-from novajax.server.respond import json_reply
+from novajax.server.respond import enter, json_reply
 from novajax.server.schemas import DetokenizeRequest, TokenizeRequest
 from novajax.text.tokenizer import check_bytes
 
 
 @post("/tokenize", status_code=200)
 async def tokenize(request: Request[Any, Any, Any], front: NamedDependency[Front]) -> Response[Any]:
-    with front.gate.enter():
+    with await enter(request, front):
         body = await read_json(request, TokenizeRequest, front.settings)
         return await unless_gone(request.receive, _tokenize(front, body))
 
 
 @post("/detokenize", status_code=200)
 async def detokenize(request: Request[Any, Any, Any], front: NamedDependency[Front]) -> Response[Any]:
-    with front.gate.enter():
+    with await enter(request, front):
         body = await read_json(request, DetokenizeRequest, front.settings)
         card = await front.card()
         front.served_name(card, body.model)
