@@ -212,7 +212,7 @@ class RemoteBackend:
         except (TimeoutError, asyncio.CancelledError):
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
-            return Stats(phase=self._phase, detail=self._detail or "the engine does not answer")
+            return Stats(phase="failed", detail=f"the engine has not answered for {STATS_WAIT_S:g} s")
         finally:
             del self._asked[number]
 
