@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from flax import nnx
@@ -27,18 +28,17 @@ EXPERTS = Experts(12, experts=6, per_token=2, renormalize=True)
 RICH: dict[str, Any] = dict(qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True, post_norms=True, norm_offset=1.0)
 
 
-@pytest.mark.parametrize(
-    ("cfg", "dtype"),
-    [(config(Dense(24), **RICH), jnp.float32), (config(EXPERTS, tied_embedding=True), jnp.bfloat16)],
-    ids=["dense", "experts"],
-)
-def test_abstract_model_declares_what_init_makes(cfg: ModelConfig, dtype: jnp.dtype):
-    declared = dict(nnx.to_flat_state(nnx.state(abstract_model(cfg, dtype))))
-    made = dict(nnx.to_flat_state(nnx.state(init_model(cfg, 0, dtype))))
+def test_abstract_model_declares_what_init_makes():
+    cfg = config(Dense(24), **RICH)
+    cfg = msgspec.structs.replace(cfg, layers=(cfg.layers[0], msgspec.structs.replace(cfg.layers[0], mlp=EXPERTS)))
+    declared = dict(nnx.to_flat_state(nnx.state(abstract_model(cfg))))
+    narrow = dict(nnx.to_flat_state(nnx.state(abstract_model(cfg, jnp.bfloat16))))
+    made = dict(nnx.to_flat_state(nnx.state(init_model(cfg, 0))))
     assert declared.keys() == made.keys()
     for path, variable in declared.items():
         assert isinstance(variable.get_value(), jax.ShapeDtypeStruct)
-        assert (variable.shape, variable.dtype) == (made[path].shape, made[path].dtype) == (made[path].shape, dtype)
+        assert (variable.shape, variable.dtype) == (made[path].shape, made[path].dtype) == (narrow[path].shape, jnp.float32)
+        assert narrow[path].dtype == jnp.bfloat16
         axes = variable.get_metadata("axes")
         assert len(axes) == len(variable.shape)
         assert set(axes) <= NAMES
@@ -87,7 +87,7 @@ def test_bfloat16_is_close_and_its_logits_are_float32():
     assert np.abs(exact - rounded).max() < 0.1 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 300])
+@pytest.mark.parametrize("tokens", [1, 300])
 def test_formulations_of_experts_agree_and_nothing_is_dropped(tokens: int):
     cfg = config(EXPERTS)
     moe = MoE(cfg, EXPERTS, nnx.Rngs(1), jnp.float32)
