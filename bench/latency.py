@@ -5,7 +5,7 @@ reported as mean and standard deviation, and as the median, in tokens per second
 part; `bench.serving` measures those.
 
 Examples:
-  python -m bench.latency --model=checkpoints/novachat
+  python -m bench.latency --model=checkpoints/nova-small
   python -m bench.latency --model=$(python -m bench.shapes --shape=135m) --prompt_tokens=128,512 --batch_sizes=1,4,16 --out=/tmp/latency
 """
 

@@ -4,7 +4,7 @@ Lengths are fixed (--prompt_tokens, --output_tokens) or those of a trace, scaled
 Each of --repetitions runs the same lengths with fresh random prompts after one small uncounted run.
 
 Examples:
-  python -m bench.throughput --model=checkpoints/novachat --requests=64 --concurrency=16
+  python -m bench.throughput --model=checkpoints/nova-small --requests=64 --concurrency=16
   python -m bench.throughput --model=DIR --trace=AzureLLMInferenceTrace_conv.csv --requests=200 --json
 """
 

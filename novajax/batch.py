@@ -7,7 +7,7 @@ them at the end). A bad line fails alone; its error names its line number. Run t
 kill or a full disk: finished lines are kept, the rest is done. Records are synced to disk every --sync_every_s seconds.
 
 Examples:
-  python -m novajax.batch --model=checkpoints/novachat --input=in.jsonl --output=out.jsonl
+  python -m novajax.batch --model=checkpoints/nova-small --input=in.jsonl --output=out.jsonl
   python -m novajax.batch --model=DIR --input=in.jsonl --output=out.jsonl --ordered --json > summary.json
   python -m novajax.batch --model=org/name@revision --input=in.jsonl --output=out.jsonl --max_rows=64
 
