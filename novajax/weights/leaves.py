@@ -92,7 +92,8 @@ def plan_leaves(directory: SafetensorsDirectory, key_map: tuple[Mapping, ...], s
             missing = f"{len(tensors)} of its {needed} tensors are there" if tensors else "no tensor is for it"
             raise WeightsError(f"{directory.directory}: the parameter {array_name(path)} cannot be filled: {missing}")
         leaves.append(Leaf(path, shape, np.dtype(variable.dtype), targets[path].get_value(), axes[path], tensors))
-    order = {name: number for number, name in enumerate(directory.tensors)}
+    files = {file: number for number, file in enumerate(directory.files)}
+    order = {name: (files[tensor.file], tensor.start) for name, tensor in directory.tensors.items()}
     return tuple(sorted(leaves, key=lambda leaf: min(order[name] for name in leaf.tensors.values())))
 
 
