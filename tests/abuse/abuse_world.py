@@ -35,7 +35,8 @@ class Reply(NamedTuple):
 class Target:
     """`patience_s`: how long the server may take to close a connection that stalls."""
 
-    def __init__(self, url: str, key: str | None = None, patience_s: float = 30.0):
+    def __init__(self, url: str, key: str | None = None, patience_s: float = 30.0, *, fake: bool = False):
+        self.fake = fake
         self.url, self.key, self.patience_s = url, key, patience_s
         self.address = (httpx.URL(url).host, httpx.URL(url).port or 80)
         self.headers = {} if key is None else {"authorization": f"Bearer {key}"}
