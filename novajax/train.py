@@ -22,6 +22,7 @@ from novajax.models.families.registry import read_config
 from novajax.training.data import Document
 from novajax.training.export import save_checkpoint
 from novajax.training.loop import MakeDocument, Point, Trainer
+from novajax.training.optimizer import scale_embedding
 from novajax.training.recipe import Recipe, Stage, read_recipe
 from novajax.training.tokens import first_texts, save_tokenizer, train_tokenizer
 
@@ -47,7 +48,7 @@ def tokenizer_of(recipe: Recipe, make: MakeDocument, output: Path) -> Tokenizer:
     if kept.exists():
         tokenizer = Tokenizer.from_file(str(kept))
     else:
-        tokenizer = train_tokenizer(first_texts(make(recipe.stages[0]), recipe.tokenizer.documents), recipe.tokenizer.vocab)
+        tokenizer = train_tokenizer(first_texts(make(recipe.stages[-1]), recipe.tokenizer.documents), recipe.tokenizer.vocab)
     save_tokenizer(tokenizer, output, context_tokens)
     return tokenizer
 
@@ -81,6 +82,7 @@ def main(argv: Sequence[str]) -> None:
 
     tokenizer = tokenizer_of(recipe, make, output)
     model = init_model(read_config(recipe.model), recipe.seed)
+    scale_embedding(model, recipe.embedding_std)
     console.print(f"{recipe.name}: {parameter_count(model.cfg):,} parameters, {recipe.steps} steps")
     trainer = Trainer(recipe, model, tokenizer, make, Path(values.work) if values.work else output / ".work", COMPUTE[values.compute])
     try:

@@ -20,7 +20,7 @@ It is made to show and test an engine, not to be relied on: it knows about as mu
 
 | | |
 |---|---|
-| parameters | {parameters:,} (tied embedding), stored in bfloat16 |
+| parameters | {parameters:,} ({tied}), stored in bfloat16 |
 | layers, embed, mlp | {layers}, {embed}, {mlp} |
 | heads | {heads} query, {kv_heads} KV, head size {head_dim} |
 | vocabulary | {vocab} byte-level BPE, each digit a token |
@@ -66,6 +66,7 @@ def write_card(directory: Path) -> None:
         name=training["recipe"]["name"],
         what=_what(agreement),
         parameters=training["parameters"],
+        tied="tied embedding" if config["tie_word_embeddings"] else "the head is its own matrix",
         layers=config["num_hidden_layers"],
         embed=config["hidden_size"],
         mlp=config["intermediate_size"],

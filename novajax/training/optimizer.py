@@ -11,11 +11,10 @@ from novajax.models.decoder import Decoder
 from novajax.training.recipe import OptimizerRecipe
 
 
-def rate(recipe: OptimizerRecipe, steps: int) -> optax.Schedule:
-    """The learning rate by step."""
+def rate(recipe: OptimizerRecipe, steps: int, peak: float) -> optax.Schedule:
+    """The learning rate by step; `peak` is where it stays."""
     decay = max(1, round(steps * recipe.decay_ratio))
     stable = max(0, steps - recipe.warmup_steps - decay)
-    peak = recipe.learning_rate
     return optax.join_schedules(
         [
             optax.linear_schedule(0.0, peak, recipe.warmup_steps),
@@ -28,14 +27,15 @@ def rate(recipe: OptimizerRecipe, steps: int) -> optax.Schedule:
 
 def optimizer(recipe: OptimizerRecipe, steps: int, model: Decoder) -> optax.GradientTransformation:
     """A transformation over the model's `nnx.Param` state."""
-    schedule = rate(recipe, steps)
-    if recipe.muon:
-        numbers = matrix_axes(nnx.state(model, nnx.Param))
-        update = optax.contrib.muon(
-            schedule, weight_decay=recipe.weight_decay, muon_weight_dimension_numbers=lambda _: numbers, consistent_rms=0.2, adam_b2=0.98
-        )
-    else:
-        update = optax.adamw(schedule, b2=0.98, weight_decay=recipe.weight_decay)
+    numbers = matrix_axes(nnx.state(model, nnx.Param))
+    update = optax.contrib.muon(
+        rate(recipe, steps, recipe.learning_rate),
+        weight_decay=recipe.weight_decay,
+        adam_b2=0.98,
+        adam_learning_rate=rate(recipe, steps, recipe.adam_learning_rate),
+        muon_weight_dimension_numbers=lambda _: numbers,
+        consistent_rms=0.2,
+    )
     return optax.chain(optax.clip_by_global_norm(recipe.clip), update)
 
 
@@ -56,3 +56,9 @@ def matrix_axes(params: nnx.State) -> Any:
 
     variables = jax.tree.map(of, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
     return variables
+
+
+def scale_embedding(model: Decoder, std: float) -> None:
+    """Random embedding rows to the standard deviation `std`."""
+    values = model.embed.get_value()
+    model.embed.set_value(values * (std / values.std()))

@@ -20,18 +20,19 @@ class TokenizerRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OptimizerRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Muon for the matrices of the layers, Adam for the embedding and the norms, one learning rate for both.
+    """Muon for the matrices of the layers, Adam for the embedding, the head and the norms.
 
-    The rate warms up for `warmup_steps`, stays, and falls linearly to `final_ratio` over the last `decay_ratio` of all steps.
+    Both rates warm up for `warmup_steps`, stay, and fall linearly to `final_ratio` over the last `decay_ratio` of all steps.
     """
 
     learning_rate: float
+    """Muon's; the update of a matrix has this times 0.2 as its root mean square."""
+    adam_learning_rate: float
     warmup_steps: int
     decay_ratio: float
     final_ratio: float = 0.0
     weight_decay: float = 0.0
     clip: float = 1.0
-    muon: bool = True
 
 
 class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +42,7 @@ class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: int
     row_tokens: int
     max_exchanges: int
-    mixture: str = "first"
+    mixture: str = "main"
     """The corpus's name for what its documents are about."""
 
 
@@ -57,6 +58,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     optimizer: OptimizerRecipe
     stages: tuple[Stage, ...]
     generation: dict[str, Any] = {}
+    embedding_std: float = 1.0
+    """Random embedding rows start with this standard deviation. At 1 the token stays readable beside what the layers add. Measured on a
+    copying mixture, 160 steps: loss 1.40 with 1 and a head of its own, 1.64 with 1/sqrt(embed) and a tied head."""
 
     @property
     def steps(self) -> int:

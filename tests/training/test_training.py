@@ -21,7 +21,7 @@ from novajax.training.data import batches
 from novajax.training.export import foreign_tensors, save_checkpoint
 from novajax.training.loop import Trainer
 from novajax.training.loss import packed_causal, weighted_loss
-from novajax.training.optimizer import matrix_axes, rate
+from novajax.training.optimizer import matrix_axes, rate, scale_embedding
 from novajax.training.recipe import OptimizerRecipe, Recipe, Stage, TokenizerRecipe, read_recipe
 from novajax.training.tokens import first_texts, save_tokenizer, train_tokenizer
 
@@ -52,7 +52,7 @@ RECIPE = Recipe(
     corpus="nova_corpus.mixture",
     tokenizer=TokenizerRecipe(vocab=512, documents=300),
     model=MODEL,
-    optimizer=OptimizerRecipe(learning_rate=0.01, warmup_steps=2, decay_ratio=0.5),
+    optimizer=OptimizerRecipe(learning_rate=0.01, adam_learning_rate=0.01, warmup_steps=2, decay_ratio=0.5),
     stages=(
         Stage(steps=4, rows=2, row_tokens=96, max_exchanges=2),
         Stage(steps=2, rows=1, row_tokens=192, max_exchanges=6, mixture="copying"),
@@ -131,7 +131,7 @@ def test_padding_and_unweighted_tokens_do_not_count() -> None:
 
 
 def test_the_rate_warms_up_stays_and_decays() -> None:
-    schedule = rate(OptimizerRecipe(learning_rate=1.0, warmup_steps=10, decay_ratio=0.5, final_ratio=0.1), 100)
+    schedule = rate(OptimizerRecipe(1.0, 1.0, warmup_steps=10, decay_ratio=0.5, final_ratio=0.1), 100, 1.0)
     assert [round(float(np.asarray(schedule(step))), 3) for step in (0, 5, 10, 49, 75, 100)] == [0.0, 0.5, 1.0, 1.0, 0.55, 0.1]
 
 
@@ -141,6 +141,12 @@ def test_muon_sees_each_projection_as_one_matrix() -> None:
     assert (attention["q"].reduction_axis, attention["q"].output_axis) == ((0,), (1, 2))
     assert (attention["o"].reduction_axis, attention["o"].output_axis) == ((0, 1), (2,))
     assert axes["embed"] is None
+
+
+def test_the_embedding_starts_at_the_asked_deviation() -> None:
+    model = fresh()
+    scale_embedding(model, 1.0)
+    assert float(model.embed.get_value().std()) == pytest.approx(1.0, rel=1e-5)
 
 
 @pytest.mark.parametrize("compute", [jnp.float32, jnp.bfloat16])
@@ -171,14 +177,16 @@ def test_steps_lower_the_loss_and_a_restored_run_goes_on_the_same(tokenizer, tmp
     resumed.close()
 
 
-def test_an_exported_checkpoint_loads_back_equal(tokenizer, tmp_path) -> None:
-    model = fresh()
-    save_checkpoint(model, MODEL, tmp_path)
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_exported_checkpoint_loads_back_equal(tokenizer, tmp_path, tied) -> None:
+    config = {**MODEL, "tie_word_embeddings": tied}
+    model = init_model(read_config(config), 0)
+    save_checkpoint(model, config, tmp_path)
     save_tokenizer(tokenizer, tmp_path, 256)
     tensors = load_file(tmp_path / "model.safetensors")
     assert tensors["model.layers.1.self_attn.q_proj.weight"].shape == (32, 32)
-    assert "lm_head.weight" not in tensors
-    assert tensors.keys() == foreign_tensors(model, MODEL).keys()
+    assert ("lm_head.weight" in tensors) is not tied
+    assert tensors.keys() == foreign_tensors(model, config).keys()
     loaded = load(tmp_path)
     for (path, ours), (_, theirs) in zip(
         nnx.to_flat_state(nnx.state(model, nnx.Param)),

@@ -12,50 +12,49 @@ from dataclasses import dataclass
 from nova_corpus import arithmetic, jsons, stories, talk, tasks
 from nova_corpus.base import TRAINING, Dialogue, Exchange, Generator, Split
 
-FIRST: tuple[tuple[float, Generator], ...] = (
-    (14.0, arithmetic.add),
-    (2.0, arithmetic.add3),
-    (14.0, arithmetic.subtract),
-    (8.0, arithmetic.times),
+COPYING: tuple[tuple[float, Generator], ...] = (
+    (12.0, tasks.copy),
+    (6.0, tasks.repeat),
+    (10.0, arithmetic.add),
+    (10.0, arithmetic.subtract),
+    (5.0, arithmetic.times),
+    (12.0, jsons.request),
+    (4.0, talk.remember),
+    (3.0, tasks.extract),
+)
+MAIN: tuple[tuple[float, Generator], ...] = (
+    (16.0, arithmetic.add),
+    (16.0, arithmetic.subtract),
+    (10.0, arithmetic.times),
     (4.0, arithmetic.divide),
     (9.0, arithmetic.word_problem),
-    (0.7, arithmetic.compare),
-    (0.4, arithmetic.parity),
-    (0.7, arithmetic.next_number),
-    (18.0, jsons.request),
+    (0.3, arithmetic.add3),
+    (0.3, arithmetic.compare),
+    (0.3, arithmetic.parity),
+    (0.5, arithmetic.next_number),
+    (20.0, jsons.request),
     (1.0, jsons.invented),
-    (1.2, jsons.question),
-    (6.0, stories.story),
-    (0.7, stories.story_in_prompt),
-    (0.6, stories.plain_story),
+    (1.0, jsons.question),
+    (4.0, stories.story),
+    (0.5, stories.story_in_prompt),
+    (0.4, stories.plain_story),
     (3.0, talk.greeting),
-    (4.0, talk.identity),
-    (1.5, talk.unknown),
-    (18.0, talk.fact),
+    (3.0, talk.identity),
+    (1.0, talk.unknown),
+    (12.0, talk.fact),
     (6.0, talk.remember),
-    (4.0, tasks.repeat),
-    (2.5, tasks.sort),
-    (1.0, tasks.reverse),
-    (0.7, tasks.spell),
-    (1.2, tasks.name_some),
-    (3.5, tasks.extract),
-    (0.3, tasks.letters),
+    (2.0, tasks.copy),
+    (3.0, tasks.repeat),
+    (2.0, tasks.sort),
+    (0.5, tasks.reverse),
+    (0.3, tasks.spell),
+    (1.0, tasks.name_some),
+    (4.0, tasks.extract),
+    (0.2, tasks.letters),
 )
-COPYING: dict[Generator, float] = {
-    tasks.copy: 9.0,
-    tasks.extract: 6.0,
-    tasks.sort: 5.0,
-    arithmetic.times: 14.0,
-    arithmetic.divide: 6.0,
-    stories.story: 5.0,
-    talk.remember: 8.0,
-}
-KINDS = (*FIRST, (0.0, tasks.copy))
-MIXTURES: dict[str, tuple[tuple[float, Generator], ...]] = {
-    "first": FIRST,
-    "copying": tuple((COPYING.get(generator, weight), generator) for weight, generator in KINDS),
-}
-"""By name: the first mixture, then one with more of what is learned late: copying words, the times table, sorting."""
+MIXTURES: dict[str, tuple[tuple[float, Generator], ...]] = {"copying": COPYING, "main": MAIN}
+"""By name: a first lesson, short and rich in copying (the skill that everything else waits for), and the whole corpus."""
+KINDS = MAIN
 LOWERED = frozenset({"add", "add3", "subtract", "times", "divide", "greeting", "identity", "parity", "next_number"})
 """Kinds whose prompt may arrive in lower case without harm to the reply."""
 
@@ -83,7 +82,7 @@ def _roughen(exchange: Exchange, rng: random.Random) -> Exchange:
     return Exchange(exchange.kind, user, exchange.assistant, exchange.answer, exchange.weight, exchange.free)
 
 
-def dialogue(rng: random.Random, split: Split = TRAINING, max_exchanges: int = 4, mixture: str = "first") -> Dialogue:
+def dialogue(rng: random.Random, split: Split = TRAINING, max_exchanges: int = 4, mixture: str = "main") -> Dialogue:
     """One document: draws of the kinds joined into one conversation."""
     weights, generators = zip(*MIXTURES[mixture], strict=True)
     exchanges: list[Exchange] = []
@@ -108,7 +107,7 @@ def dialogue(rng: random.Random, split: Split = TRAINING, max_exchanges: int = 4
     return Dialogue(tuple(exchanges), system=system)
 
 
-def document(seed: int, index: int, max_exchanges: int = 4, mixture: str = "first", prompt_weight: float = 0.1) -> Sequence[Segment]:
+def document(seed: int, index: int, max_exchanges: int = 4, mixture: str = "main", prompt_weight: float = 0.1) -> Sequence[Segment]:
     """Document `index` as segments: roles are "system", "user", "assistant" and, for bare text, "text"."""
     rng = random.Random(f"{seed}/{index}")
     made = dialogue(rng, TRAINING, max_exchanges, mixture)
