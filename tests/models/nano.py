@@ -1,6 +1,5 @@
 """Loading and running nano checkpoints for the parity tests."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import load_file
 
 from novajax.models.attention import Attend, dense_causal
 from novajax.models.config import ModelConfig
-from novajax.models.decoder import abstract_model
-from novajax.models.families import keys
-from novajax.models.families.registry import key_map, read_config
+from novajax.parallel.mesh import make_mesh
+from novajax.telemetry.progress import Silent
+from novajax.weights.load import load_model
 
 NANO = Path(__file__).parents[1] / "data" / "nano"
 
@@ -23,7 +21,8 @@ class Loaded:
     """A checkpoint in float32, with its compiled forward passes."""
 
     def __init__(self, directory: Path):
-        self.cfg, self.graph, self.state = _load(directory)
+        loaded = load_model(directory, make_mesh(), jnp.float32, progress=Silent, verify=False)
+        self.cfg, self.graph, self.state = loaded.config, loaded.graphdef, loaded.state
         self._forward = jax.jit(self._dense)
         self._step = jax.jit(self._cached)
 
@@ -67,33 +66,6 @@ def _attend_cache(cfg: ModelConfig, positions_T: jax.Array) -> Attend:
         return jnp.einsum("nts,snh->tnh", shares, values_SNH), [*cache[:layer], pair, *cache[layer + 1 :]]
 
     return attend
-
-
-def _load(directory: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
-    """A Hugging Face directory with one safetensors file, in float32, through the family's key map."""
-    config = json.loads((directory / "config.json").read_text())
-    cfg = read_config(config)
-    graph, state = nnx.split(abstract_model(cfg))
-    variables = dict(nnx.to_flat_state(state))
-    values = {path: np.zeros(variable.shape, np.float32) for path, variable in variables.items()}
-    filled = {path: 0 for path in variables}
-    rules = key_map(config, cfg)
-    for name, tensor in load_file(directory / "model.safetensors").items():
-        found = keys.match(rules, name)
-        if found is None:
-            continue
-        whole = values[found.path]
-        right = found.axes.split("->")[1].split()
-        index = tuple(
-            slice(found.stacked[letter], found.stacked[letter] + 1) if letter in found.stacked else slice(None) for letter in right
-        )
-        assert tensor.shape == keys.source_shape(found.axes, whole.shape), name
-        whole[index] = keys.place(found.axes, whole.shape, index, tensor[keys.source_slice(found.axes, whole.shape, index)])
-        filled[found.path] += whole[index].size
-    for path, variable in variables.items():
-        assert filled[path] == values[path].size, f"{path}: {filled[path]} of {values[path].size} values were in the file"
-        variable.set_value(jnp.asarray(values[path]))
-    return cfg, graph, state
 
 
 def nano_names() -> tuple[str, ...]:
