@@ -166,3 +166,16 @@ def test_with_fixed_shapes_chunks_and_positions_do_not_depend_on_the_crowd():
 
     alone = trace([PROMPT * 2])
     assert alone == trace([PROMPT * 2, PROMPT, PROMPT[::-1] * 2, PROMPT * 2])
+
+
+def test_with_fixed_shapes_only_whole_chunks_of_prompts_are_shared():
+    one = world(shapes=FIXED)
+    one.add(PROMPT, max_tokens=20, **FREE)
+    one.run()
+    one.add((*PROMPT, *one.answers["r0"].got, 5), max_tokens=2, **FREE)  # its output was computed one by one: other bits
+    one.add((*PROMPT, 6, 7, 8), max_tokens=2, **FREE)
+    one.run()
+    one.add((*PROMPT, 6, 7, 8), max_tokens=2, **FREE)  # 12 tokens are known, of which 8 are a whole chunk
+    one.run()
+    finals = [answer.final for answer in one.answers.values()]
+    assert [final.usage.cached_tokens for final in finals if final and final.usage] == [0, 8, 8, 8]
