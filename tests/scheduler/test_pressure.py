@@ -46,6 +46,15 @@ def test_age_in_plans_lifts_a_low_request_above_a_stream_of_high_ones():
     one.run()
 
 
+def test_age_does_not_throw_out_one_of_the_own_class():
+    one = world(slots=1, age_plans=5)
+    for _ in range(3):
+        one.add(PROMPT, priority="low", max_tokens=30, **FREE)
+    one.run()
+    assert order_of_first_rows(one) == [0, 1, 2]
+    assert one.scheduler.stats()["preemptions"] == 0  # else the older one would come back to the head, and so on for ever
+
+
 def test_a_high_request_takes_the_slot_of_a_lower_one_but_not_of_its_own_class():
     one = world(slots=2)
     for priority in ("high", "low"):
