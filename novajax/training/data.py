@@ -59,8 +59,8 @@ class Encode(grain.transforms.Map):
         self._bos, self._end = tokenizer.token_to_id(BOS), tokenizer.token_to_id(END)
         self._roles = {role: tokenizer.token_to_id(f"<|{role}|>") for role in ROLES}
 
-    def map(self, element: Any) -> dict[str, np.ndarray]:
-        """`element` is a sequence of Segment."""
+    def map(self, element: Any) -> Any:
+        """A sequence of Segment -> {"tokens", "weights"}."""
         tokens, weights = [self._bos], [0.0]
         for segment in element:
             if segment.role != "text":
