@@ -10,8 +10,6 @@ import numpy as np
 
 from novajax.offline.index import Line, LineIndex
 
-_READ_AHEAD_LINES = 16
-
 
 class Feed:
     """Gives out unfinished lines in order. `done` is the output's own record and is read, never written."""
@@ -20,7 +18,7 @@ class Feed:
         import grain  # brings jax along, which a refusal of flags or files need not wait for
 
         self._done = done  # [lines]
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_READ_AHEAD_LINES)
+        options = grain.ReadOptions(num_threads=0)
         self._iterator = iter(grain.MapDataset.source(index).to_iter_dataset(options))
         self._next_number = 1
         self._in_flight: dict[int, dict[str, Any]] = {}
