@@ -125,9 +125,11 @@ class EventStream[T](Response[None]):
         try:
             items: list[tuple[int, T]] | None = self._first
             while items is not None:
-                data = b"".join(part for number, item in items for part in self._encode(number, item)) if items else _COMMENT
+                data, failure = self._encoded(items) if items else (_COMMENT, None)
                 if data:
                     await self._put(send, {"type": "http.response.body", "body": data, "more_body": True})
+                if failure is not None:
+                    raise failure
                 items = await self._pump.ready(self._keep_alive_s)
             tail = b"".join(self._last())
         except _Stalled:
@@ -135,6 +137,17 @@ class EventStream[T](Response[None]):
         except Exception as error:
             tail = frame(reply_of(as_nova_error(error)))
         await self._put(send, {"type": "http.response.body", "body": tail, "more_body": False})
+
+    def _encoded(self, items: list[tuple[int, T]]) -> tuple[bytes, Exception | None]:
+        """The frames of the items up to the first that fails, and its failure."""
+        data = bytearray()
+        try:
+            for number, item in items:
+                for part in self._encode(number, item):
+                    data += part
+        except Exception as error:
+            return bytes(data), error
+        return bytes(data), None
 
     async def _put(self, send: Send, message: dict[str, Any]) -> None:
         try:

@@ -150,6 +150,22 @@ def test_a_failure_is_one_error_event_and_the_end():
     asyncio.run(run())
 
 
+def test_what_came_before_a_failure_in_the_same_write_is_not_lost():
+    async def run() -> None:
+        def picky(number: int, item: int) -> list[bytes]:
+            if number == 3:
+                raise InvalidRequest("not the fourth")
+            return [frame(number)]
+
+        connection = Connection()
+        await stream([Source(9) for _ in range(5)], connection, encode=picky)
+        assert events(connection)[:3] == [b"data: 0", b"data: 1", b"data: 2"]
+        assert b"not the fourth" in events(connection)[3]
+        assert len(events(connection)) == 4
+
+    asyncio.run(run())
+
+
 def test_an_unexpected_failure_tells_nothing():
     async def run() -> None:
         def broken(number: int, item: int) -> list[bytes]:
