@@ -113,7 +113,7 @@ def test_a_killed_front_end_takes_its_engine_along(served: ServedModel):
     [
         (["--model=/nowhere"], "/nowhere"),
         ([f"--model={MODEL}", "--host=0.0.0.0"], "API key"),
-        ([f"--model={MODEL}", "--kv_bytes=1Pi"], "does not fit"),
+        ([f"--model={MODEL}", "--kv_bytes=900Ti"], "does not fit"),
         ([f"--model={MODEL}", "--kv_bytes=lots"], "lots"),
         ([f"--model={MODEL}", "--max_context_tokens=1000000"], "max_context_tokens"),
         ([f"--model={MODEL}", "--dtype=bfloat16"], "bfloat16"),
