@@ -34,7 +34,7 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("recipe", None, "The recipe, a YAML file.", flag_values=values, required=True)
     flags.DEFINE_string("output", None, "Where the checkpoint goes; beside the recipe's folder by default.", flag_values=values)
-    flags.DEFINE_string("work", None, "Where sealed training states go; OUTPUT/.work by default.", flag_values=values)
+    flags.DEFINE_string("work", None, "Where sealed training states go; .cache/training/NAME by default.", flag_values=values)
     flags.DEFINE_enum("compute", "bfloat16", sorted(COMPUTE), "What matrices are multiplied in.", flag_values=values)
     flags.DEFINE_integer("export_every", 200, "Steps between exports of the weights.", flag_values=values)
     flags.DEFINE_bool("evaluate", True, "Run the recipe's evaluation at the end.", flag_values=values)
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     model = init_model(read_config(recipe.model), recipe.seed)
     scale_embedding(model, recipe.embedding_std)
     console.print(f"{recipe.name}: {parameter_count(model.cfg):,} parameters, {recipe.steps} steps")
-    trainer = Trainer(recipe, model, tokenizer, make, Path(values.work) if values.work else output / ".work", COMPUTE[values.compute])
+    trainer = Trainer(recipe, model, tokenizer, make, Path(values.work or f".cache/training/{recipe.name}"), COMPUTE[values.compute])
     try:
         if trainer.restore():
             console.print(f"going on from step {trainer.step}")

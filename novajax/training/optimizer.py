@@ -13,15 +13,16 @@ from novajax.training.recipe import OptimizerRecipe
 
 def rate(recipe: OptimizerRecipe, steps: int, peak: float) -> optax.Schedule:
     """The learning rate by step; `peak` is where it stays."""
-    decay = max(1, round(steps * recipe.decay_ratio))
-    stable = max(0, steps - recipe.warmup_steps - decay)
+    stable_from, decay_from = recipe.warmup_steps, recipe.warmup_steps + recipe.stable_steps
+    tail_from = decay_from + recipe.decay_steps
     return optax.join_schedules(
         [
             optax.linear_schedule(0.0, peak, recipe.warmup_steps),
             optax.constant_schedule(peak),
-            optax.linear_schedule(peak, peak * recipe.final_ratio, decay),
+            optax.linear_schedule(peak, peak * recipe.final_ratio, recipe.decay_steps),
+            optax.linear_schedule(peak * recipe.tail_ratio, 0.0, max(1, steps - tail_from)),
         ],
-        [recipe.warmup_steps, recipe.warmup_steps + stable],
+        [stable_from, decay_from, tail_from],
     )
 
 

@@ -22,15 +22,18 @@ class TokenizerRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class OptimizerRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Muon for the matrices of the layers, Adam for the embedding, the head and the norms.
 
-    Both rates warm up for `warmup_steps`, stay, and fall linearly to `final_ratio` over the last `decay_ratio` of all steps.
+    Both rates warm up for `warmup_steps`, stay for `stable_steps`, and fall linearly to `final_ratio` in `decay_steps`. What steps are left
+    (a stage of longer rows, say) start again at `tail_ratio` and fall to zero.
     """
 
     learning_rate: float
     """Muon's; the update of a matrix has this times 0.2 as its root mean square."""
     adam_learning_rate: float
     warmup_steps: int
-    decay_ratio: float
+    stable_steps: int
+    decay_steps: int
     final_ratio: float = 0.0
+    tail_ratio: float = 0.0
     weight_decay: float = 0.0
     clip: float = 1.0
 

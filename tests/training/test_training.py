@@ -52,7 +52,7 @@ RECIPE = Recipe(
     corpus="nova_corpus.mixture",
     tokenizer=TokenizerRecipe(vocab=512, documents=300),
     model=MODEL,
-    optimizer=OptimizerRecipe(learning_rate=0.01, adam_learning_rate=0.01, warmup_steps=2, decay_ratio=0.5),
+    optimizer=OptimizerRecipe(learning_rate=0.01, adam_learning_rate=0.01, warmup_steps=2, stable_steps=2, decay_steps=2),
     stages=(
         Stage(steps=4, rows=2, row_tokens=96, max_exchanges=2),
         Stage(steps=2, rows=1, row_tokens=192, max_exchanges=6, mixture="copying"),
@@ -131,8 +131,18 @@ def test_padding_and_unweighted_tokens_do_not_count() -> None:
 
 
 def test_the_rate_warms_up_stays_and_decays() -> None:
-    schedule = rate(OptimizerRecipe(1.0, 1.0, warmup_steps=10, decay_ratio=0.5, final_ratio=0.1), 100, 1.0)
-    assert [round(float(np.asarray(schedule(step))), 3) for step in (0, 5, 10, 49, 75, 100)] == [0.0, 0.5, 1.0, 1.0, 0.55, 0.1]
+    schedule = rate(OptimizerRecipe(1.0, 1.0, warmup_steps=10, stable_steps=40, decay_steps=50, final_ratio=0.1, tail_ratio=0.4), 140, 1.0)
+    assert [round(float(np.asarray(schedule(step))), 3) for step in (0, 5, 10, 49, 75, 99, 100, 120, 140)] == [
+        0.0,
+        0.5,
+        1.0,
+        1.0,
+        0.55,
+        0.118,
+        0.4,
+        0.2,
+        0.0,
+    ]
 
 
 def test_muon_sees_each_projection_as_one_matrix() -> None:
