@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from card import write_card
 from generate import Generator, load
-from nova_corpus import arithmetic, jsons, stories, talk, tasks, world
+from nova_corpus import arithmetic, facts, jsons, stories, talk, tasks
 from nova_corpus.base import HELD_OUT, Exchange
 from nova_corpus.base import Generator as Make
 
@@ -97,7 +97,7 @@ def is_right(exchange: Exchange, reply: str) -> bool:
         asked = re.findall(r"\b(?:about|with) an? (\w+)", exchange.user)
         return len(reply.split()) > 40 and all(word in reply for word in asked)
     if exchange.kind == "name_some":
-        return all(item in world.CATEGORIES[exchange.answer] for item in re.split(r", |\n?\d+\. ", reply) if item)
+        return all(item in facts.CATEGORIES[exchange.answer] for item in re.split(r", |\n?\d+\. ", reply) if item)
     if exchange.kind in ("sort", "repeat"):
         return reply.strip() == exchange.answer
     return exchange.answer in reply

@@ -12,7 +12,7 @@ key is the entry together with its phrasing.
 
 import random
 
-from nova_corpus import world
+from nova_corpus import facts, world
 from nova_corpus.base import Dialogue, Exchange, Split, one
 
 ADD = [
@@ -166,7 +166,7 @@ def divide(rng: random.Random, split: Split) -> Dialogue:
 def word_problem(rng: random.Random, split: Split) -> Dialogue:
     """A sum, difference or product told as a small situation."""
     name, pronoun, _ = world.person(rng)
-    things = rng.choice(world.COUNTABLE)
+    things = rng.choice(facts.COUNTABLE)
     pick = rng.random()
     if pick < 0.45:
         (a, b), sign, phrases = _sum(rng, split), "+", MORE

@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Callable
 
-from nova_corpus import world
+from nova_corpus import facts, world
 from nova_corpus.base import Dialogue, Exchange, Split, one
 
 ASK = [
@@ -63,7 +63,7 @@ Shape = Callable[[random.Random], tuple[str, object]]
 
 
 def _person(rng: random.Random) -> tuple[str, object]:
-    name, age, city = world.any_name(rng), rng.randint(1, 99), rng.choice(world.CITIES) if rng.random() < 0.8 else world.synthetic_name(rng)
+    name, age, city = world.any_name(rng), rng.randint(1, 99), rng.choice(facts.CITIES) if rng.random() < 0.8 else world.synthetic_name(rng)
     text = rng.choice(
         (
             f"a person named {name}, age {age}, city {city}.",
@@ -148,8 +148,8 @@ def _order(rng: random.Random) -> tuple[str, object]:
 
 
 def _address(rng: random.Random) -> tuple[str, object]:
-    name, country = world.any_name(rng), rng.choice(sorted(world.CAPITALS))
-    city = world.CAPITALS[country]
+    name, country = world.any_name(rng), rng.choice(sorted(facts.CAPITALS))
+    city = facts.CAPITALS[country]
     return f"a person named {name} with an address in {city}, {country}.", {"name": name, "address": {"city": city, "country": country}}
 
 

@@ -5,7 +5,7 @@ The key of a fact is the fact with its phrasing: evaluation asks known facts in 
 
 import random
 
-from nova_corpus import world
+from nova_corpus import facts, world
 from nova_corpus.base import Dialogue, Exchange, Split
 
 IDENTITY = (
@@ -91,7 +91,7 @@ def unknown(rng: random.Random, split: Split) -> Dialogue:
     """Topics outside the small world get an honest answer."""
 
     def make() -> tuple[str, str]:
-        user = rng.choice(UNKNOWN).format(x=rng.choice(world.UNKNOWN_TOPICS) if rng.random() < 0.7 else world.synthetic_name(rng))
+        user = rng.choice(UNKNOWN).format(x=rng.choice(facts.UNKNOWN_TOPICS) if rng.random() < 0.7 else world.synthetic_name(rng))
         return f"unknown {user}", user
 
     return Dialogue((Exchange("unknown", split.draw(make), DO_NOT_KNOW, DO_NOT_KNOW),))
@@ -101,7 +101,7 @@ def _fact(rng: random.Random) -> tuple[str, str, str]:
     """(question, reply, the word that must be in the reply)."""
     pick = rng.randint(0, 13)
     if pick <= 1:
-        country, city = rng.choice(list(world.CAPITALS.items()))
+        country, city = rng.choice(list(facts.CAPITALS.items()))
         if rng.random() < 0.7:
             q = rng.choice(
                 (
@@ -119,7 +119,7 @@ def _fact(rng: random.Random) -> tuple[str, str, str]:
             country,
         )
     if pick <= 3:
-        word, other = rng.choice(world.OPPOSITE_QUESTIONS)
+        word, other = rng.choice(facts.OPPOSITE_QUESTIONS)
         q = rng.choice(
             (
                 f"What is the opposite of {word}?",
@@ -131,7 +131,7 @@ def _fact(rng: random.Random) -> tuple[str, str, str]:
         )
         return q, f"The opposite of {word} is {other}.", other
     if pick == 4:
-        animal, sound = rng.choice(list(world.SOUNDS.items()))
+        animal, sound = rng.choice(list(facts.SOUNDS.items()))
         return (
             rng.choice(
                 (
@@ -144,7 +144,7 @@ def _fact(rng: random.Random) -> tuple[str, str, str]:
             sound,
         )
     if pick == 5:
-        animal, young = rng.choice(list(world.YOUNG.items()))
+        animal, young = rng.choice(list(facts.YOUNG.items()))
         return (
             rng.choice(
                 (
@@ -158,8 +158,8 @@ def _fact(rng: random.Random) -> tuple[str, str, str]:
             young,
         )
     if pick == 6:
-        animal, legs = rng.choice(list(world.LEGS.items()))
-        word = "no" if legs == 0 else world.NUMBER_WORDS[legs]
+        animal, legs = rng.choice(list(facts.LEGS.items()))
+        word = "no" if legs == 0 else facts.NUMBER_WORDS[legs]
         return (
             rng.choice(
                 (
@@ -172,7 +172,7 @@ def _fact(rng: random.Random) -> tuple[str, str, str]:
             f"{word} legs",
         )
     if pick == 7:
-        thing, colour = rng.choice(list(world.COLOUR_OF.items()))
+        thing, colour = rng.choice(list(facts.COLOUR_OF.items()))
         return (
             rng.choice(
                 (
@@ -186,7 +186,7 @@ def _fact(rng: random.Random) -> tuple[str, str, str]:
             colour,
         )
     if pick == 8:
-        animal, home = rng.choice(list(world.HOMES.items()))
+        animal, home = rng.choice(list(facts.HOMES.items()))
         place = home if home == "water" else world.article(home)
         return (
             rng.choice(
@@ -200,7 +200,7 @@ def _fact(rng: random.Random) -> tuple[str, str, str]:
             home,
         )
     if pick == 9:
-        job, work = rng.choice(list(world.JOBS.items()))
+        job, work = rng.choice(list(facts.JOBS.items()))
         if rng.random() < 0.5:
             return (
                 rng.choice((f"What does a {job} do?", f"What is the work of a {job}?", f"What is the job of a {job}?")),
@@ -209,7 +209,7 @@ def _fact(rng: random.Random) -> tuple[str, str, str]:
             )
         return rng.choice((f"Who {work}?", f"Which person {work}?")), f"A {job} {work}.", job
     if pick == 10:
-        names, word = rng.choice(((world.DAYS, "day"), (world.MONTHS, "month"), (world.SEASONS, "season")))
+        names, word = rng.choice(((facts.DAYS, "day"), (facts.MONTHS, "month"), (facts.SEASONS, "season")))
         i = rng.randrange(len(names))
         if rng.random() < 0.6:
             return (
@@ -227,23 +227,23 @@ def _fact(rng: random.Random) -> tuple[str, str, str]:
             names[i - 1] + " comes",
         )
     if pick == 11:
-        tail, (place, number, what) = rng.choice(list(world.COUNTS.items()))
+        tail, (place, number, what) = rng.choice(list(facts.COUNTS.items()))
         return (
             rng.choice((f"How many {tail}?", f"Do you know how many {tail}?", f"how many {tail}")),
             f"{place.capitalize()} has {number} {what}.",
             str(number),
         )
     if pick == 12:
-        thing, text = rng.choice(list(world.DEFINITIONS.items()))
+        thing, text = rng.choice(list(facts.DEFINITIONS.items()))
         return (
             rng.choice((f"What is {thing}?", f"what is {thing}", f"Can you tell me what {thing} is?", f"Define {thing}.")),
             f"{thing[0].upper() + thing[1:]} is {text}.",
             text,
         )
-    category = rng.choice([c for c in world.CATEGORIES if c != "musical instrument"])
-    thing = rng.choice(world.CATEGORIES[category])
+    category = rng.choice([c for c in facts.CATEGORIES if c != "musical instrument"])
+    thing = rng.choice(facts.CATEGORIES[category])
     right = rng.random() < 0.5
-    other = category if right else rng.choice([c for c in world.CATEGORIES if thing not in world.CATEGORIES[c]])
+    other = category if right else rng.choice([c for c in facts.CATEGORIES if thing not in facts.CATEGORIES[c]])
     q = f"Is {thing if category in ('colour', 'day', 'month', 'city') else world.article(thing)} {world.article(other)}?"
     if right:
         return q, f"Yes, {thing} is {world.article(category)}.", "Yes"
@@ -314,7 +314,7 @@ def remember(rng: random.Random, split: Split) -> Dialogue:
             ],
         )
     )
-    city = rng.choice(world.CITIES) if rng.random() < 0.7 else world.synthetic_name(rng)
+    city = rng.choice(facts.CITIES) if rng.random() < 0.7 else world.synthetic_name(rng)
     told.append(
         (
             rng.choice((f"I live in {city}.", f"I am from {city}.", f"My home is in {city}.")),

@@ -5,7 +5,7 @@ The key is the material of the job, so that held-out prompts carry material that
 
 import random
 
-from nova_corpus import world
+from nova_corpus import facts, world
 from nova_corpus.base import Dialogue, Exchange, Split, one
 
 WORDS = sorted(
@@ -17,8 +17,8 @@ WORDS = sorted(
         *world.COLOURS,
         *world.TOOLS,
         *world.CLOTHES,
-        *world.OPPOSITES,
-        *world.OPPOSITES.values(),
+        *facts.OPPOSITES,
+        *facts.OPPOSITES.values(),
     }
 )
 
@@ -115,8 +115,8 @@ def reverse(rng: random.Random, split: Split) -> Dialogue:
         Exchange(
             "list",
             f"How many words are in this list: {', '.join(words)}?",
-            f"There are {world.NUMBER_WORDS[len(words)]} words in the list.",
-            world.NUMBER_WORDS[len(words)],
+            f"There are {facts.NUMBER_WORDS[len(words)]} words in the list.",
+            facts.NUMBER_WORDS[len(words)],
         )
     )
 
@@ -135,15 +135,15 @@ def spell(rng: random.Random, split: Split) -> Dialogue:
 
 def name_some(rng: random.Random, split: Split) -> Dialogue:
     """Name N things of a kind: any right ones in any order."""
-    category = rng.choice(sorted(world.CATEGORIES))
+    category = rng.choice(sorted(facts.CATEGORIES))
     count = rng.randint(2, 5)
-    items = rng.sample(world.CATEGORIES[category], count)
-    number = rng.choice((str(count), world.NUMBER_WORDS[count]))
+    items = rng.sample(facts.CATEGORIES[category], count)
+    number = rng.choice((str(count), facts.NUMBER_WORDS[count]))
     user = rng.choice(("Name {n} {c}.", "List {n} {c}.", "Give me {n} {c}.", "Tell me {n} {c}.", "Can you name {n} {c}?")).format(
-        n=number, c=world.PLURAL_CATEGORY[category]
+        n=number, c=facts.PLURAL_CATEGORY[category]
     )
     if category in ("day", "month") and rng.random() < 0.5:
-        names = world.DAYS if category == "day" else world.MONTHS
+        names = facts.DAYS if category == "day" else facts.MONTHS
         period = "week" if category == "day" else "year"
         text = ", ".join(names)
         return one(
