@@ -99,9 +99,7 @@ async def run(config: EngineConfig, settings: ServerSettings, source: Source) ->
         await engine.close()
 
 
-async def announce(
-    engine: EngineProcess, settings: ServerSettings, tokenizer: Tokenizer, port: int, began_s: float, chat: bool
-) -> None:
+async def announce(engine: EngineProcess, settings: ServerSettings, tokenizer: Tokenizer, port: int, began_s: float, chat: bool) -> None:
     """Prints the ready line once the engine is there. Raises ConfigError if its vocabulary is too small for the tokenizer."""
     try:
         card = await engine.backend.card()
