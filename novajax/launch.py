@@ -52,6 +52,7 @@ def main(_: list[str]) -> int:
         source = resolve(config.model)
         name = config.served_name or source.name
         config = msgspec.structs.replace(config, model=str(source.directory), served_name=name)
+        settings = msgspec.structs.replace(settings, model_names=settings.model_names or (name,))
         return asyncio.run(run(config, settings, source))
     except ConfigError as error:
         print(f"novajax: {error.message}", file=sys.stderr)
