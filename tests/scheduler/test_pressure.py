@@ -109,6 +109,20 @@ def test_who_is_preempted_in_flight_is_planned_no_more_and_gives_its_pages_at_th
     one.run()
 
 
+def test_nobody_is_preempted_for_a_request_that_still_would_not_fit():
+    one = world(pages=12, prefix_cache=False)
+    one.add(PROMPT * 2, priority="high", max_tokens=8, **FREE)
+    one.add(PROMPT[:4], priority="low", max_tokens=12, **FREE)
+    one.dispatch()
+    one.collect()
+    one.add(PROMPT * 2, priority="high", max_tokens=8, **FREE)
+    while one.answers["r0"].final is None:
+        assert one.scheduler.stats()["preemptions"] == 0
+        one.dispatch()
+        one.collect()
+    one.run()
+
+
 def test_who_is_preempted_in_the_middle_of_its_prompt_is_planned_no_more():
     one = world(slots=1, in_flight=2)
     one.add(PROMPT * 4, priority="low", max_tokens=4, **FREE)
@@ -123,10 +137,10 @@ def test_who_is_preempted_in_the_middle_of_its_prompt_is_planned_no_more():
 
 def test_admission_leaves_a_page_for_each_running_sequence():
     one = world(pages=4, slots=2, in_flight=1)
-    one.add(PROMPT[:8], max_tokens=8, **FREE)
+    one.add(PROMPT[:7], max_tokens=8, **FREE)
     one.dispatch()
     one.collect()
-    one.add(PROMPT[:8], max_tokens=8, salt="other", **FREE)  # would fit just now, and be thrown out by the next token but one
+    one.add(PROMPT[:7], max_tokens=8, salt="other", **FREE)  # would fit just now, and be thrown out by the next token but one
     one.run()
     assert one.scheduler.stats()["preemptions"] == 0
 
