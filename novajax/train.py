@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     values = define_flags()
     values(argv)
     path = Path(values.recipe).absolute()
-    recipe, console = read_recipe(path), Console(highlight=False)
+    recipe, console = read_recipe(path), Console(highlight=False, markup=False, soft_wrap=True)
     output = Path(values.output) if values.output else path.parent.parent / recipe.name
     sys.path.insert(0, str(path.parent))
     corpus = importlib.import_module(recipe.corpus)
