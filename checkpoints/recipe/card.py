@@ -37,13 +37,17 @@ recipe and every point of the loss curve.
 `<|bos|><|system|>...<|end|><|user|>...<|end|><|assistant|>...<|end|>`; the system turn may be left out. A reply ends with `<|end|>`.
 
 ## Evaluation
-200 prompts that training never saw (`evaluation.json` has every wrong reply): sums and differences with held-out operand pairs,
-entries of the times table in held-out wordings, JSON with held-out values, known facts in held-out wordings, new text to work on.
+200 prompts made with the keys that training never saw (`evaluation.json` has every wrong reply): sums and differences with held-out
+operand pairs, entries of the times table and known facts in held-out wordings, JSON with held-out values, new text to work on. The
+five open requests for JSON, which leave the values to the model, have wordings that training saw.
 
 | | greedy | temperature {temperature}, top-p {top_p} |
 |---|---|---|
 {rows}
 {extra}
+Sums and JSON asked at the end of a longer chat, greedy, right by tokens of talk before them: {context_rates}. Nearly all training
+was on conversations of at most 256 tokens.
+
 ## Answers, greedy
 {examples}
 """
@@ -81,6 +85,7 @@ def write_card(directory: Path) -> None:
         temperature=sampled["temperature"],
         top_p=sampled["top_p"],
         rows="\n".join(rows),
+        context_rates=", ".join(f"{tokens}: {rate}" for tokens, rate in evaluation["right_after_tokens"].items()),
         extra=f"\nGreedy agreement with {agreement['model']}: {agreement['same']:.1%} of {agreement['tokens']:,} reply tokens.\n"
         if agreement
         else "",

@@ -20,8 +20,10 @@ from generate import Generator, load
 from nova_corpus import arithmetic, facts, jsons, stories, talk, tasks
 from nova_corpus.base import HELD_OUT, Exchange
 from nova_corpus.base import Generator as Make
+from nova_corpus.mixture import dialogue
 
 ROWS = 40
+CONTEXTS = (0, 128, 256, 512, 1024, 1800)
 PLAN: tuple[tuple[int, Make], ...] = (
     (20, arithmetic.add),
     (20, arithmetic.subtract),
@@ -160,6 +162,20 @@ def agreement(draft: Generator, generator: Generator, items: Sequence[tuple[Turn
     return {"model": name, "tokens": total, "same": round(same / total, 4)}
 
 
+def right_by_context(generator: Generator, seed: int, count: int = 16) -> dict[str, str]:
+    """Sums and JSON asked after so many tokens of other talk, greedy: how far the context carries."""
+    rng, rates = random.Random(f"context/{seed}"), {}
+    for tokens in CONTEXTS:
+        items = prompts(seed + tokens, ((count // 2, arithmetic.add), (count // 2, jsons.request)))
+        before: list[tuple[str, str]] = []
+        while len(generator.encode(before)) < tokens:
+            for exchange in dialogue(rng, HELD_OUT, 1).exchanges:
+                before += [("user", exchange.user), ("assistant", exchange.assistant)]
+        replies = generator.chat([(*before, *turns) for turns, _ in items], 72)
+        rates[str(tokens)] = f"{sum(is_right(exchange, reply) for (_, exchange), reply in zip(items, replies, strict=True))}/{count}"
+    return rates
+
+
 def write_report(directory: Path, show: Callable[[str], object] = print, seed: int = 1) -> dict[str, Any]:
     """Evaluate the checkpoint in `directory` and keep the figures beside it."""
     generator, items = load(directory), prompts(seed)
@@ -172,6 +188,8 @@ def write_report(directory: Path, show: Callable[[str], object] = print, seed: i
             {"messages": [{"role": role, "content": text} for role, text in turns], "reply": reply}
             for turns, reply in zip(SHOWN, texts, strict=True)
         ]
+    report["right_after_tokens"] = right_by_context(generator, seed)
+    show(f"right after so many tokens of talk: {report['right_after_tokens']}")
     for row in report["greedy"]["examples"]:
         show(f"> {row['messages'][-1]['content']}\n{row['reply']}\n")
     larger = json.loads((directory / "training.json").read_text())["recipe"]["tokenizer"]["reuse"]

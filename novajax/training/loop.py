@@ -70,7 +70,7 @@ class Trainer:
         return (
             cast(nnx.State, optax.apply_updates(params, updates)),
             state,
-            {"loss": loss, "weight": weight, "norm": optax.global_norm(gradients)},
+            {"loss": loss, "weight": weight, "norm": optax.tree.norm(gradients)},
         )
 
     def run(self, report: Callable[[Point], None], log_every: int = 10, save_every: int = 200) -> None:

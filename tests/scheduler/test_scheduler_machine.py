@@ -156,7 +156,7 @@ def random_life(seed: int, steps: int) -> World:
 
 def test_random_lives():
     preemptions = hits = finished = refused = 0
-    for seed in range(800):
+    for seed in range(1500):
         world = random_life(seed, 200)
         stats = world.scheduler.stats()
         preemptions += stats["preemptions"]

@@ -159,9 +159,8 @@ def test_the_embedding_starts_at_the_asked_deviation() -> None:
     assert float(model.embed.get_value().std()) == pytest.approx(1.0, rel=1e-5)
 
 
-@pytest.mark.parametrize("compute", [jnp.float32, jnp.bfloat16])
-def test_steps_lower_the_loss_and_a_restored_run_goes_on_the_same(tokenizer, tmp_path, compute) -> None:
-    whole = Trainer(RECIPE, fresh(), tokenizer, make, tmp_path / "whole", compute)
+def test_steps_lower_the_loss_and_a_restored_run_goes_on_the_same(tokenizer, tmp_path) -> None:
+    whole = Trainer(RECIPE, fresh(), tokenizer, make, tmp_path / "whole")
     whole.run(lambda _: None, log_every=1, save_every=3)
     assert whole.curve[3].loss < whole.curve[0].loss
     whole.close()
@@ -174,11 +173,11 @@ def test_steps_lower_the_loss_and_a_restored_run_goes_on_the_same(tokenizer, tmp
         if point.step == 4:
             raise Stop
 
-    cut = Trainer(RECIPE, fresh(), tokenizer, make, tmp_path / "cut", compute)
+    cut = Trainer(RECIPE, fresh(), tokenizer, make, tmp_path / "cut")
     with pytest.raises(Stop):
         cut.run(stop, log_every=1, save_every=3)
     cut.close()
-    resumed = Trainer(RECIPE, fresh(), tokenizer, make, tmp_path / "cut", compute)
+    resumed = Trainer(RECIPE, fresh(), tokenizer, make, tmp_path / "cut")
     assert resumed.restore()
     assert resumed.step == 3
     resumed.run(lambda _: None, log_every=1, save_every=100)
