@@ -8,8 +8,25 @@ from msgspec import Meta
 from novajax.core.errors import ConfigError
 
 
+class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one program is cut over devices; the product is the number of devices. See `parallel.mesh` for the axes."""
+
+    data: Annotated[int, Meta(ge=1)] = 1
+    """Partitions of the batch, each with pages of its own."""
+    stage: Annotated[int, Meta(ge=1)] = 1
+    """Pipeline stages over the layers."""
+    context: Annotated[int, Meta(ge=1)] = 1
+    """Devices over which the tokens of one sequence are spread."""
+    tensor_parallel: Annotated[int, Meta(ge=1)] = 1
+    """Devices over which every matrix is cut; beyond the number of KV heads, query heads are cut within their group."""
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.stage * self.context * self.tensor_parallel
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One engine: a model on the devices of one process."""
+    """One engine: a model on the devices of one mesh."""
 
     model: str
     """A Hugging Face directory, a sealed NovaJAX directory, or a hub id `org/name[@revision]`."""
@@ -17,8 +34,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Name in the API; empty: the last part of `model`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on an accelerator, float32 on a CPU (where bfloat16 is refused: XLA:CPU has no fast one-row form)."""
+    mesh: MeshConfig = MeshConfig()
     max_rows: Annotated[int, Meta(ge=1, le=1024)] = 16
-    """Most sequences that decode in one step."""
+    """Most sequences that run at once; with data partitions a multiple of their number."""
     max_context_tokens: Annotated[int, Meta(ge=16)] | None = None
     """None: the model's own."""
     page_tokens: Annotated[int, Meta(ge=8, le=256)] = 16
