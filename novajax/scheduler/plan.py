@@ -3,8 +3,12 @@
 All are frozen and serializable, so that followers can execute what the leader planned and compare digests. Positions count
 from 0; a row at position p writes the KV of the token at p and its logits are those of the token at p + 1. The draw of
 that token uses the key fold_in(key(seed), p + 1) or any other function of p, but of nothing else.
+
+Rows of all data partitions stand in one flat tuple: a row's slot tells its partition, and its pages are ids of that
+partition. The shapes (S, R, C) are those of each partition.
 """
 
+from collections.abc import Iterable
 from hashlib import blake2b
 
 import msgspec
@@ -39,7 +43,7 @@ class DecodeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     slot: int
     position: int
     pages: tuple[int, ...]
-    """Covers positions 0 .. position. The same object as in the slot's last row unless the page table changed."""
+    """Covers positions 0 .. position; ids of its partition. The same object as in the slot's last row unless the page table changed."""
     draw: Draw
     ban_ends: bool
     """The drawn token may not be one of the seat's `ends`."""
@@ -88,9 +92,14 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True):
     prefill: tuple[PrefillRow, ...]
     seats: tuple[Seat, ...]
     decode_rows: int
-    """S: rows of the decode block, padding included."""
+    """S: rows of each partition's decode block, padding included."""
     prefill_shape: tuple[int, int] | None
-    """(R, C) of the prefill block; None: the step has none."""
+    """(R, C) of each partition's prefill block; None: the step has none."""
+
+    @property
+    def bubble(self) -> bool:
+        """Holds no row: it only pushes the pipeline on, brings no results and is not committed."""
+        return not self.decode and not self.prefill
 
     def digest(self) -> bytes:
         """16 bytes that two hosts compare before they run the plan."""
@@ -102,3 +111,14 @@ class TokenResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     token: int
     logprobs: TokenLogprobs | None = None
+
+
+def by_partition[Row: (DecodeRow, PrefillRow)](rows: Iterable[Row], slots_per_partition: int, partitions: int = 1) -> list[list[Row]]:
+    """The rows of each partition, in the order of the plan; at least `partitions` lists, some may be empty."""
+    groups: list[list[Row]] = [[] for _ in range(partitions)]
+    for row in rows:
+        partition = row.slot // slots_per_partition
+        while len(groups) <= partition:
+            groups.append([])
+        groups[partition].append(row)
+    return groups
