@@ -97,14 +97,18 @@ def open_engine(config: EngineConfig, announce: Announce = lambda phase, detail:
 
 def make_scheduler(config: EngineConfig, loaded: LoadedModel, capacity: Capacity, table: BucketTable, max_context_tokens: int) -> Scheduler:
     """The host half of the engine, sized by `capacity`, using exactly the table's shapes."""
-    kv = KVManager(
-        capacity.pages,
-        config.page_tokens,
-        key=secrets.token_bytes(32),
-        weights_digest=loaded.digest,
-        kv_format=str(jnp.dtype(loaded.dtype)),
-        prefix_cache=config.prefix_cache,
-    )
+    key = secrets.token_bytes(32)  # one for all partitions: a sequence may come back in another one than it left
+    kvs = [
+        KVManager(
+            capacity.pages // config.mesh.data,
+            config.page_tokens,
+            key=key,
+            weights_digest=loaded.digest,
+            kv_format=str(jnp.dtype(loaded.dtype)),
+            prefix_cache=config.prefix_cache,
+        )
+        for _ in range(config.mesh.data)
+    ]
     largest = max(rows * chunk for rows, chunk in (*table.prefill, table.score))
     shapes = Shapes(
         decode=table.decode_rows,
@@ -118,9 +122,10 @@ def make_scheduler(config: EngineConfig, loaded: LoadedModel, capacity: Capacity
         max_context_tokens=max_context_tokens,
         max_sequences=config.max_rows,
         max_waiting=config.max_waiting,
-        in_flight=config.in_flight,
+        stages=config.mesh.stage,
+        in_flight=config.mesh.stage - 1 + config.in_flight,
     )
-    return Scheduler(limits, shapes, kv, end_token_ids=loaded.end_token_ids)
+    return Scheduler(limits, shapes, kvs, end_token_ids=loaded.end_token_ids)
 
 
 def make_card(config: EngineConfig, loaded: LoadedModel, capacity: Capacity, max_context_tokens: int) -> ModelCard:

@@ -1,7 +1,8 @@
 """The engine's heartbeat: plan, dispatch, collect, commit, publish, on one thread that owns scheduler and executor.
 
-Plan N+1 is dispatched before the result of N is read, up to `in_flight` plans. Other threads talk to it only by `post`.
-A request that cannot be planned fails alone; an error of the device ends the loop and every request in it.
+Plan N+1 is dispatched before the result of N is read; the scheduler says when to stop and collect. With pipeline stages a plan's
+result leaves some ticks after the plan entered. Other threads talk to the loop only by `post`, and read only its times and
+`busy`. A request that cannot be planned fails alone; an error of the device ends the loop and every request in it.
 """
 
 import queue
@@ -38,7 +39,6 @@ class Loop:
     ):
         self.scheduler = scheduler
         self._executor = executor
-        self._in_flight = in_flight
         self._clock = clock
         self._publish = publish
         self._failed = failed
@@ -46,6 +46,8 @@ class Loop:
         self._stopping = threading.Event()
         self._host_s: deque[float] = deque(maxlen=HOST_TIMES)
         self.steps = 0
+        self._last_step_s = clock.now_s()
+        self._busy = False
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
 
     def start(self) -> None:
@@ -68,14 +70,29 @@ class Loop:
         recent = list(self._host_s)
         return statistics.median(recent) if recent else None
 
+    @property
+    def last_step_s(self) -> float:
+        """When the last step was committed, or when the loop last had nothing to do, on the loop's clock. Any thread may read it.
+
+        While `busy`, its age is how long no step has come home: what a supervisor bounds. While not busy its age means nothing.
+        """
+        return self._last_step_s
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests or plans are unfinished. Any thread may read it; who reads True finds a `last_step_s` that is
+        not older than the work. It stays True when the loop failed with work left."""
+        return self._busy
+
     def _run(self) -> None:
         pending: deque[Pending] = deque()
         try:
             while not self._stopping.is_set():
-                self._take_posts(wait=not pending and not self.scheduler.has_work)
+                self._take_work(pending)
                 began = time.perf_counter()
-                while len(pending) < self._in_flight and (plan := self.scheduler.plan(self._clock.now_s())) is not None:
-                    pending.append(self._executor.dispatch(plan))
+                while (plan := self.scheduler.plan(self._clock.now_s())) is not None:
+                    if (leaving := self._executor.dispatch(plan)) is not None:
+                        pending.append(leaving)
                 if news := self.scheduler.news():
                     self._publish(news)
                 host_s = time.perf_counter() - began
@@ -91,6 +108,16 @@ class Loop:
             cause = error if isinstance(error, NovaError) else EngineFailed(f"{type(error).__name__} in step {self.steps}")
             self._failed(cause)
 
+    def _take_work(self, pending: deque[Pending]) -> None:
+        """Runs what was posted; waits for a post when there is nothing else to do."""
+        idle = not pending and not self.scheduler.has_work
+        if idle:
+            self._busy = False
+        self._take_posts(wait=idle)
+        if idle:
+            self._last_step_s = self._clock.now_s()  # before `busy`, see there
+            self._busy = self.scheduler.has_work
+
     def _take_posts(self, *, wait: bool) -> None:
         try:
             work = self._inbox.get(block=wait)
@@ -102,6 +129,7 @@ class Loop:
 
     def _commit(self, result: StepResult) -> None:
         self.steps += 1
+        self._last_step_s = self._clock.now_s()
         updates = self.scheduler.commit(result.number, result.tokens, result.prompt_logprobs, self._clock.now_s())
         if updates:
             self._publish(updates)

@@ -82,7 +82,9 @@ class KVManager:
         return (self._pages.total - self._pages.quarantined) * self.page_tokens
 
     def chain(self, adapter: str, salt: str) -> Chain:
-        """The empty chain of a new sequence: pages are shared only inside one (weights, KV format, adapter, salt)."""
+        """The empty chain of a new sequence: pages are shared only inside one (weights, KV format, adapter, salt).
+
+        Names are equal in all managers with one key, weights and format, so a chain serves them all."""
         return Chain(self._cache.root(self._weights_digest, self._kv_format, adapter, salt))
 
     def pages_for(self, tokens: int) -> int:
@@ -104,10 +106,7 @@ class KVManager:
         last token to compute, whose logits are wanted. `spare_pages` must remain available to others. `counted`: whether
         the look-up enters the hit statistics.
         """
-        most = len(tokens) - 1 if max_cached is None else min(max_cached, len(tokens) - 1)
-        shared = self._cache.match(chain, tokens, most // self.page_tokens) if self._prefix_cache else []
-        while shared and len(shared) * self.page_tokens % cached_multiple:
-            shared.pop()
+        shared = self._match(tokens, chain, max_cached, cached_multiple)
         fresh_count = self.pages_for(len(tokens)) - len(shared)
         available = self.free + self.cached - sum(map(self._cache.is_unheld, shared))
         if fresh_count + spare_pages > available:
@@ -124,6 +123,10 @@ class KVManager:
             self.query_tokens += len(tokens)
             self.hit_tokens += lease.cached_tokens
         return lease
+
+    def cached_tokens(self, tokens: Sequence[int], chain: Chain, max_cached: int | None = None, *, cached_multiple: int = 1) -> int:
+        """How many tokens a lease would find computed. Changes nothing; for the choice between managers."""
+        return len(self._match(tokens, chain, max_cached, cached_multiple)) * self.page_tokens
 
     def extend(self, lease: Lease, tokens_total: int) -> bool:
         """Adds pages until `tokens_total` tokens fit, evicting cached ones if need be. False: too few, nothing changed."""
@@ -178,6 +181,16 @@ class KVManager:
             self._pages.reconcile(expected)
         self.violations += len(found) + len(counts)
         return found + counts
+
+    def _match(self, tokens: Sequence[int], chain: Chain, max_cached: int | None, cached_multiple: int) -> list[int]:
+        """The pages a lease would share; see `lease`."""
+        if not self._prefix_cache:
+            return []
+        most = len(tokens) - 1 if max_cached is None else min(max_cached, len(tokens) - 1)
+        shared = self._cache.match(chain, tokens, most // self.page_tokens)
+        while shared and len(shared) * self.page_tokens % cached_multiple:
+            shared.pop()
+        return shared
 
     def _alloc(self, count: int) -> list[int] | None:
         if count > self.free + self.cached:

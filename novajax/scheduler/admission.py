@@ -13,12 +13,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     max_context_tokens: int
     max_sequences: int
-    """Slots on the device: sequences that run at one time."""
+    """Slots on the device: sequences that run at one time, the same number in each data partition."""
     max_waiting: int = 256
     """Requests that may wait beyond those that free slots will take."""
     max_waiting_tokens: int = 1 << 20
+    stages: int = 1
+    """Pipeline stages: ticks from a plan to its results, and to the use of a token it draws."""
     in_flight: int = 2
-    """Plans that may be uncommitted: 1 synchronous, 2 run-ahead."""
+    """Plans from the oldest uncommitted one on, bubbles included: `stages` synchronous, one more for each plan of run-ahead."""
     age_plans: int = 512
     """Plans after which a waiting sequence counts as one class higher."""
 

@@ -1,4 +1,5 @@
-"""Owns the choice of a step's shapes: how many decode rows, and which prefill block.
+"""Owns the choice of a step's shapes: how many decode rows, and which prefill block. All sizes are those of one data partition;
+every partition has the same.
 
 Shapes come from a short table because every combination is compiled before the server says ready. `fixed` pins the table to
 one decode size and one prefill shape that every step uses, whatever it holds: then chunk borders are multiples of C and an
@@ -22,7 +23,7 @@ class Shapes(msgspec.Struct, frozen=True, kw_only=True):
     score: tuple[int, int] | None = None
     """(R, C) of a step that scores a prompt, which holds one prefill row; None: prompts cannot be scored."""
     step_tokens: int
-    """Most tokens in a step, padding included: S + R * C."""
+    """Most tokens in a partition's step, padding included: S + R * C."""
     step_cost_tokens: int = 64
     """What a step costs before its first token (reading the weights, the dispatch), in tokens of prefill."""
     fixed: bool = False
@@ -52,20 +53,25 @@ class Shapes(msgspec.Struct, frozen=True, kw_only=True):
         """The smallest allowed S that holds `rows`."""
         return next(size for size in self.decode if size >= rows)
 
-    def prefill_shape(self, waiting_tokens: Sequence[int], decode_rows: int) -> tuple[int, int]:
-        """The (R, C) for prompts that still have `waiting_tokens` (in order, none empty) beside a decode block of `decode_rows`.
+    def prefill_shape(self, waiting_tokens: Sequence[Sequence[int]], decode_rows: int) -> tuple[int, int]:
+        """The (R, C) for prompts that still have `waiting_tokens` beside a decode block of `decode_rows`.
 
-        Most useful tokens per token of cost, where a step costs its padded size plus `step_cost_tokens`: a large block is
-        taken when it can be filled, a small one rather than padding. Of equals the smaller block.
+        `waiting_tokens`: for each partition its prompts in order, none empty, at least one prompt in all. Most useful tokens per
+        token of cost, where a step costs its padded size plus `step_cost_tokens`: a large block is taken when it can be filled, a
+        small one rather than padding. Of equals the smaller block.
         """
         room = self.step_tokens - decode_rows
 
         def value(shape: tuple[int, int]) -> tuple[float, int]:
             rows, chunk = shape
-            useful = sum(min(tokens, chunk) for tokens in waiting_tokens[:rows])
+            useful = sum(min(tokens, chunk) for prompts in waiting_tokens for tokens in prompts[:rows])
             return useful / (rows * chunk + self.step_cost_tokens), -rows * chunk
 
         return max((shape for shape in self.prefill if shape[0] * shape[1] <= room), key=value)
+
+    def bubble(self) -> tuple[int, tuple[int, int] | None]:
+        """The bucket of a plan without rows: the smallest there is."""
+        return min(self.buckets(), key=lambda bucket: bucket[0] + (bucket[1][0] * bucket[1][1] if bucket[1] else 0))
 
     def buckets(self) -> list[tuple[int, tuple[int, int] | None]]:
         """Every (S, (R, C) or None) that a plan may have: what must be compiled before ready."""

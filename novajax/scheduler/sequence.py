@@ -59,6 +59,7 @@ class Sequence:
         self.leaving = False  # gives up its slot and pages as soon as no plan in flight holds it
         self.in_flight = 0
         self.pending = 0
+        self.planned_in = -1  # number of the plan with its last row
         self.computed_tokens = 0
         self.planned_tokens = 0
         self.prefill_tokens = 0  # where prefill ends and decode begins

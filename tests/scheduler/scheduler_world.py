@@ -4,6 +4,9 @@ The device keeps, per (page, offset), a signature of ALL tokens up to that posit
 on. Each row must find exactly its own sequence's signatures at the positions before it: page reuse, a stale prefix, a page
 given away too early, a wrong position or a wrong device token all show at once. The next token is a function of that signature, so
 the right output of each request is known in advance, whatever else happens to it.
+
+The device may have data partitions (each with its own pages) and pipeline stages: then a drawn token can be read only `stages` plans later,
+and a plan's results come only when that many ticks have passed.
 """
 
 import random
@@ -17,7 +20,7 @@ from novajax.core.types import Priority, Request, SamplingParams, TokenLogprobs,
 from novajax.kv.manager import KVManager
 from novajax.scheduler.admission import Limits
 from novajax.scheduler.budget import Shapes
-from novajax.scheduler.plan import ON_DEVICE, DecodeRow, PrefillRow, Seat, StepPlan, TokenResult
+from novajax.scheduler.plan import ON_DEVICE, DecodeRow, PrefillRow, Seat, StepPlan, TokenResult, by_partition
 from novajax.scheduler.scheduler import Scheduler
 
 VOCAB = 40
@@ -78,17 +81,42 @@ def oracle(request: Request, max_tokens: int) -> Answer:
 class World:
     """Drives the scheduler by hand: add, abort, fail, dispatch (plan and execute), collect (commit)."""
 
-    def __init__(self, *, pages=16, page_tokens=4, slots=3, in_flight=2, context=64, shapes: Shapes, prefix_cache=True, **limits):
-        self.kv = KVManager(pages, page_tokens, key=b"test", prefix_cache=prefix_cache)
-        self.limits = Limits(vocab_size=VOCAB, max_context_tokens=context, max_sequences=slots, in_flight=in_flight, **limits)
+    def __init__(
+        self,
+        *,
+        shapes: Shapes,
+        pages=16,
+        page_tokens=4,
+        slots=3,
+        in_flight=2,
+        context=64,
+        prefix_cache=True,
+        partitions=1,
+        stages=1,
+        **limits,
+    ):
+        """`pages` and `slots` are those of each partition; `in_flight` is 1 for a synchronous device, whatever the stages."""
+        self.kvs = [KVManager(pages, page_tokens, key=b"test", prefix_cache=prefix_cache) for _ in range(partitions)]
+        self.kv = self.kvs[0]
+        self.slots = slots
+        self.stages = stages
+        self.limits = Limits(
+            vocab_size=VOCAB,
+            max_context_tokens=context,
+            max_sequences=slots * partitions,
+            stages=stages,
+            in_flight=stages - 1 + in_flight,
+            **limits,
+        )
         self.shapes = shapes
-        self.scheduler = Scheduler(self.limits, shapes, self.kv, end_token_ids=END, seeds=random.Random(0))
+        self.scheduler = Scheduler(self.limits, shapes, self.kvs, end_token_ids=END, seeds=random.Random(0))
         self.context = min(context, pages * page_tokens)
         self.answers: dict[str, Answer] = {}
         self.refused = 0
-        self.memory: dict[tuple[int, int], int] = {}
-        self.made: dict[tuple[int, int], tuple[str, int]] = {}  # how each KV was computed: block and row in it
-        self.last_token: dict[int, int] = {}
+        self.memory: dict[tuple[int, int, int], int] = {}  # by partition, page, place in the page
+        self.made: dict[tuple[int, int, int], tuple[str, int]] = {}  # how each KV was computed: block and row in it
+        self.drawn: dict[int, tuple[int, int]] = {}  # by slot: the number of the plan that drew its last token, and the token
+        self.next_number = 0
         self.seats: dict[int, Seat] = {}
         self.seat_output: dict[int, list[int]] = {}
         self.uncommitted: deque[tuple[StepPlan, dict, dict]] = deque()
@@ -136,10 +164,19 @@ class World:
         self.now_s += 1
         plan = self.scheduler.plan(self.now_s)
         self.receive(self.scheduler.news())
+        oldest = self.uncommitted[0][0].number if self.uncommitted else None
         if plan is None:
+            assert oldest is None or oldest <= self.next_number - self.stages, "a result is in the pipeline and nothing pushes it out"
             return None
+        assert plan.number == self.next_number
+        assert oldest is None or plan.number - oldest < self.limits.in_flight
+        self.next_number += 1
         self.plans.append(plan)
         self.check_shape(plan)
+        if plan.bubble:
+            assert oldest is not None
+            assert oldest > plan.number - self.stages, "a bubble, and a result to collect"
+            return plan
         for seat in plan.seats:
             self.seats[seat.slot] = seat
             self.seat_output[seat.slot] = list(seat.output)
@@ -147,15 +184,15 @@ class World:
         scores: dict[int, list[TokenLogprobs]] = {}
         self.check_owners(plan)
         for row in plan.decode:
-            self.execute_decode(row, results)
+            self.execute_decode(plan.number, row, results)
         for row in plan.prefill:
-            self.execute_prefill(row, results, scores)
+            self.execute_prefill(plan.number, row, results, scores)
         self.uncommitted.append((plan, results, scores))
         return plan
 
     def collect(self) -> bool:
-        """Commits the oldest plan."""
-        if not self.uncommitted:
+        """Commits the oldest plan, if its results exist."""
+        if not self.uncommitted or self.uncommitted[0][0].number > self.next_number - self.stages:
             return False
         plan, results, scores = self.uncommitted.popleft()
         self.now_s += 1
@@ -165,37 +202,43 @@ class World:
     def answer_of(self, row: DecodeRow | PrefillRow) -> Answer:
         return self.answers[f"r{row.draw.seed - 1000}"]
 
+    def place(self, row: DecodeRow | PrefillRow, position: int) -> tuple[int, int, int]:
+        size = self.kv.page_tokens
+        return row.slot // self.slots, row.pages[position // size], position % size
+
     def read(self, row: DecodeRow | PrefillRow, tokens: list[int], start: int) -> list[int]:
         """Checks that the KV before `start` is the sequence's own; returns the signatures of all its tokens."""
         expected = signatures(self.answer_of(row).request, tokens)
-        size = self.kv.page_tokens
         for position in range(start):
-            found = self.memory.get((row.pages[position // size], position % size))
+            place = self.place(row, position)
+            found = self.memory.get(place)
             assert found == expected[position + 1], f"{row} reads foreign KV at {position}"
             if self.shapes.fixed:  # then the bits must be the same too: each KV is computed in the same place of the same shape
                 chunk, prompt = self.shapes.prefill[0][1], len(self.answer_of(row).request.prompt)
                 made = ("prefill", position % chunk) if position < prompt else ("decode", 0)
-                assert self.made[row.pages[position // size], position % size] == made
+                assert self.made[place] == made
         return expected
 
     def write(self, row: DecodeRow | PrefillRow, position: int, value: int) -> None:
-        size = self.kv.page_tokens
-        place = row.pages[position // size], position % size
+        place = self.place(row, position)
         self.memory[place] = value
         self.made[place] = ("decode", 0) if isinstance(row, DecodeRow) else ("prefill", position - row.start)
 
-    def execute_decode(self, row: DecodeRow, results: dict) -> None:
+    def execute_decode(self, number: int, row: DecodeRow, results: dict) -> None:
         answer = self.answer_of(row)
-        token = self.last_token[row.slot] if row.input == ON_DEVICE else row.input
+        token = row.input
+        if row.input == ON_DEVICE:
+            drawn_in, token = self.drawn[row.slot]
+            assert drawn_in + self.stages <= number, f"{row} wants a token that is still in the pipeline"
         tokens = list(answer.request.prompt) + answer.on_device
         assert tokens[row.position] == token, f"{row} gets token {token}"
         expected = self.read(row, tokens[: row.position + 1], row.position)
         self.write(row, row.position, expected[row.position + 1])
         assert row.last == (row.position + 1 == len(tokens))
         if row.last:
-            self.sample(row, answer, expected[-1], row.position, results)
+            self.sample(number, row, answer, expected[-1], row.position, results)
 
-    def execute_prefill(self, row: PrefillRow, results: dict, scores: dict) -> None:
+    def execute_prefill(self, number: int, row: PrefillRow, results: dict, scores: dict) -> None:
         answer = self.answer_of(row)
         tokens = list(answer.request.prompt) + answer.on_device
         end = row.start + len(row.tokens)
@@ -210,9 +253,9 @@ class World:
             scores[row.slot] = [TokenLogprobs(target, -float(row.start + i + 1), 1) for i, target in enumerate(targets)]
         if row.last:
             assert end == len(tokens)
-            self.sample(row, answer, expected[-1], end - 1, results)
+            self.sample(number, row, answer, expected[-1], end - 1, results)
 
-    def sample(self, row, answer: Answer, state: int, position: int, results: dict) -> None:
+    def sample(self, number: int, row, answer: Answer, state: int, position: int, results: dict) -> None:
         sampling, count = answer.request.sampling, len(answer.on_device)
         assert position + 1 - len(answer.request.prompt) == count, "a token is drawn at the wrong position"
         assert count < len(answer.tokens) + 4 + self.limits.in_flight
@@ -231,7 +274,7 @@ class World:
         token = draw_token(state, row.draw.seed, ends_of(answer.request) if row.ban_ends else frozenset())
         answer.samples.append(position)
         answer.on_device.append(token)
-        self.last_token[row.slot] = token
+        self.drawn[row.slot] = number, token
         if row.draw.seated:
             self.seat_output[row.slot].append(token)
         results[row.slot] = TokenResult(token, None if sampling.logprobs is None else TokenLogprobs(token, -1.0, 1))
@@ -239,16 +282,19 @@ class World:
     # --- checks
 
     def check_shape(self, plan: StepPlan) -> None:
-        assert len(plan.decode) <= plan.decode_rows
-        assert plan.decode_rows in self.shapes.decode
+        decode, prefill = (by_partition(rows, self.slots, len(self.kvs)) for rows in (plan.decode, plan.prefill))
+        assert len(decode) == len(prefill) == len(self.kvs), "a slot beyond the last partition"
+        assert max(map(len, decode)) <= plan.decode_rows
         assert (plan.decode_rows, plan.prefill_shape) in self.shapes.buckets()
+        for row in (*plan.decode, *plan.prefill):
+            assert all(0 <= page < self.kv.total for page in row.pages)
         slots = [row.slot for row in (*plan.decode, *plan.prefill)]
         assert len(slots) == len(set(slots))
         if plan.prefill_shape is None:
             assert not plan.prefill
             return
         rows, chunk = plan.prefill_shape
-        assert len(plan.prefill) <= rows
+        assert max(map(len, prefill)) <= rows
         assert all(1 <= len(row.tokens) <= chunk for row in plan.prefill)
         assert not any(row.score for row in plan.prefill) or (len(plan.prefill) == 1 and plan.prefill_shape == self.shapes.score)
         assert plan.decode_rows + rows * chunk <= self.shapes.step_tokens
@@ -256,21 +302,22 @@ class World:
     def check_owners(self, plan: StepPlan) -> None:
         """No page that one sequence writes is in the table of another one in any uncommitted plan; nothing cached is written."""
         size = self.kv.page_tokens
-        writers: dict[int, int] = {}
-        readers: dict[int, set[int]] = {}
+        writers: dict[tuple[int, int], int] = {}
+        readers: dict[tuple[int, int], set[int]] = {}
         slots: dict[int, int] = {}
         for step in (*(step for step, _, _ in self.uncommitted), plan):
             for row in (*step.decode, *step.prefill):
                 first = row.position if isinstance(row, DecodeRow) else row.start
                 last = first if isinstance(row, DecodeRow) else first + len(row.tokens) - 1
+                partition = row.slot // self.slots
                 assert last < len(row.pages) * size
                 assert slots.setdefault(row.slot, row.draw.seed) == row.draw.seed, "a slot changed owner while in flight"
                 for page in row.pages:
-                    readers.setdefault(page, set()).add(row.draw.seed)
+                    readers.setdefault((partition, page), set()).add(row.draw.seed)
                 for page in row.pages[first // size : last // size + 1]:
-                    assert writers.setdefault(page, row.draw.seed) == row.draw.seed, f"page {page} has two writers"
+                    assert writers.setdefault((partition, page), row.draw.seed) == row.draw.seed, f"page {page} has two writers"
                     if step is plan:
-                        assert page not in self.kv._cache, f"cached page {page} is written"
+                        assert page not in self.kvs[partition]._cache, f"cached page {page} is written"
         for page, writer in writers.items():
             assert readers[page] == {writer}, f"page {page} is written by one sequence and read by another"
 
@@ -314,7 +361,8 @@ class World:
     def check(self) -> None:
         assert self.scheduler.check() == []
         stats = self.scheduler.stats()
-        assert stats["kv_pages_free"] + stats["kv_pages_cached"] + stats["kv_pages_held"] + self.kv.quarantined == stats["kv_pages_total"]
+        known = stats["kv_pages_free"] + stats["kv_pages_cached"] + stats["kv_pages_held"]
+        assert known + sum(kv.quarantined for kv in self.kvs) == stats["kv_pages_total"]
 
     def live(self) -> list[str]:
         return [name for name, answer in self.answers.items() if answer.final is None]
@@ -328,5 +376,5 @@ class World:
                 break
         assert not self.scheduler.has_work, f"stuck with {self.live()}"
         self.check()
-        assert self.kv.held == 0
+        assert all(kv.held == 0 for kv in self.kvs)
         assert self.live() == []

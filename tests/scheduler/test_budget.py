@@ -25,12 +25,12 @@ def test_decode_rows_take_the_smallest_size(rows, size):
     ],
 )
 def test_the_prefill_shape_is_the_best_use_of_a_step(waiting, shape):
-    assert TABLE.prefill_shape(waiting, 4) == shape
+    assert TABLE.prefill_shape([waiting], 4) == shape
 
 
 def test_the_prefill_shape_stays_inside_the_budget():
-    assert TABLE.prefill_shape([4000], 88) == (1, 512)
-    assert TABLE.prefill_shape([4000], 89) == (1, 128)
+    assert TABLE.prefill_shape([[4000]], 88) == (1, 512)
+    assert TABLE.prefill_shape([[4000]], 89) == (1, 128)
 
 
 def test_buckets_are_all_shapes_a_plan_can_have():

@@ -98,7 +98,7 @@ def test_who_is_preempted_in_flight_is_planned_no_more_and_gives_its_pages_at_th
     one.add(PROMPT[:8], priority="high", max_tokens=12, **FREE)
     one.add(PROMPT[:6], priority="low", max_tokens=12, **FREE)  # in the middle of its third page when the other needs a fourth
     one.dispatch()
-    while one.dispatch() and not one.scheduler._roster.leaving:
+    while one.dispatch() and not one.scheduler._partitions[0].leaving:
         one.collect()
     assert one.scheduler.stats()["preemptions"] == 0
     stopped = len(one.plans)

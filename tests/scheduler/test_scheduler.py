@@ -341,5 +341,5 @@ def test_a_lost_page_shrinks_the_pool_and_who_no_longer_fits_is_told():
 
 def test_a_lost_slot_is_reported():
     one = world()
-    one.scheduler._roster._free.pop()
+    one.scheduler._partitions[0]._free.pop()
     assert one.scheduler.check() == ["slots [] are taken and [1, 2, 3] are free, of 4"]

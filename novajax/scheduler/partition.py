@@ -1,32 +1,40 @@
-"""Owns the slots and who has them: the running sequences in order of seniority, and those that leave.
+"""Owns one data partition: its slots, its pages, the running sequences in order of seniority, and those that leave.
 
 A sequence gives its slot and pages back only when no uncommitted plan names it; until then it is `leaving`, whether it ended or
-was preempted. It knows nothing of the waiting ones or of what a plan holds.
+was preempted. Slot ids are global, page ids are the partition's own. It knows nothing of the waiting ones, of other partitions or
+of what a plan holds.
 """
 
 from bisect import insort
+from collections.abc import Sequence as Listed
 
-from novajax.core.errors import InternalError
+from novajax.core.errors import ConfigError, InternalError
 from novajax.kv.manager import KVManager, Lease
 from novajax.scheduler.plan import Seat
 from novajax.scheduler.policy import seniority
 from novajax.scheduler.sequence import Sequence
 
 
-class Roster:
-    def __init__(self, slots: int, kv: KVManager):
+class Partition:
+    def __init__(self, slots: range, kv: KVManager):
+        self.kv = kv
         self.running: list[Sequence] = []
         """Most senior first; includes those preempted while in flight."""
         self.leaving: set[Sequence] = set()
         """Their slots and pages come free when their plans in flight are committed."""
+        self.slot_violations = 0
         self._slots = slots
-        self._free = list(range(slots - 1, -1, -1))
+        self._free = list(reversed(slots))
         self._seated: set[int] = set()  # slots whose state on the device is not neutral
-        self._kv = kv
 
     @property
     def free_slots(self) -> int:
         return len(self._free)
+
+    @property
+    def available_pages(self) -> int:
+        """Pages that a lease can get at once."""
+        return self.kv.free + self.kv.cached
 
     def admit(self, sequence: Sequence, lease: Lease, prefill_tokens: int, plan_number: int, now_s: float) -> None:
         """Needs a free slot. `sequence.rank` must be set: it decides the seniority."""
@@ -60,7 +68,7 @@ class Roster:
         if lease is None:
             raise InternalError("a sequence has a slot and no pages")
         self.leaving.remove(sequence)
-        self._kv.release(lease)
+        self.kv.release(lease)
         self._free.append(sequence.slot)
         preempted = sequence.running
         if preempted:
@@ -68,12 +76,24 @@ class Roster:
         sequence.vacate()
         return preempted
 
-    def violations(self) -> list[str]:
-        """What is wrong with the slots, in words."""
+    def check(self) -> list[str]:
+        """Recounts pages and slots. Returns violations in words; they are counted, those of pages repaired."""
         found = []
         taken = sorted(sequence.slot for sequence in {*self.running, *self.leaving})
-        if sorted(taken + self._free) != list(range(self._slots)):
-            found.append(f"slots {taken} are taken and {sorted(self._free)} are free, of {self._slots}")
-        if not taken and self._kv.held:
-            found.append(f"{self._kv.held} pages are held while nothing runs")
-        return found
+        if sorted(taken + self._free) != list(self._slots):
+            found.append(f"slots {taken} are taken and {sorted(self._free)} are free, of {len(self._slots)}")
+        if not taken and self.kv.held:
+            found.append(f"{self.kv.held} pages are held while nothing runs")
+        self.slot_violations += len(found)
+        return self.kv.check() + found
+
+
+def deal(slots: int, kvs: Listed[KVManager]) -> list[Partition]:
+    """One partition for each manager, with equal runs of the slots. Raises ConfigError if that is impossible or the managers differ: a
+    sequence may come back in another partition than it left."""
+    each = slots // len(kvs)
+    if each * len(kvs) != slots:
+        raise ConfigError(f"{slots} slots cannot be dealt out to {len(kvs)} partitions evenly")
+    if len({(kv.page_tokens, kv.total, kv.chain("", "").root) for kv in kvs}) != 1:
+        raise ConfigError("the partitions differ in page size, pages, key, weights or KV format")
+    return [Partition(range(i * each, (i + 1) * each), kv) for i, kv in enumerate(kvs)]
