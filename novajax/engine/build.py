@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from novajax.engine.capacity import Capacity, memory_limit_bytes, plan_capacity
 from novajax.engine.compiler import compile_programs, use_compile_cache
 from novajax.engine.engine import Engine
 from novajax.engine.executor import Executor
+from novajax.engine.runner import Runner
 from novajax.engine.sampler import abstract_state
 from novajax.kv.manager import KVManager
 from novajax.kv.pool import abstract_pool, page_bytes
@@ -49,8 +50,33 @@ class Timeline:
         self.seconds[name] = round(time.monotonic() - began, 3)
 
 
+class Prepared(NamedTuple):
+    """A warm executor, and what the host half of the engine is made from. The same in every process of a group."""
+
+    executor: Executor
+    loaded: LoadedModel
+    capacity: Capacity
+    table: BucketTable
+    max_context_tokens: int
+    timeline: Timeline
+
+
 def open_engine(config: EngineConfig, announce: Announce = lambda phase, detail: None) -> Engine:
     """A ready engine. Raises ConfigError, WeightsError or CapacityError, naming what is wrong, before it serves anything."""
+    prepared = open_executor(config, announce)
+    return make_engine(config, prepared, prepared.executor)
+
+
+def make_engine(config: EngineConfig, prepared: Prepared, runner: Runner) -> Engine:
+    """The engine of one process, or of a group's leader: the scheduler's plans go to `runner`, which owns the executor."""
+    _, loaded, capacity, table, max_context_tokens, timeline = prepared
+    scheduler = make_scheduler(config, loaded, capacity, table, max_context_tokens)
+    card = make_card(config, loaded, capacity, max_context_tokens)
+    return Engine(card, scheduler, runner, MonotonicClock(), config.in_flight, timeline.seconds)
+
+
+def open_executor(config: EngineConfig, announce: Announce = lambda phase, detail: None) -> Prepared:
+    """Everything on the device, warm, in the same way in every process of a group. Raises like `open_engine`."""
     timeline = Timeline()
     with timeline.phase("describe"):
         announce("loading", f"reading {config.model}")
@@ -90,9 +116,7 @@ def open_engine(config: EngineConfig, announce: Announce = lambda phase, detail:
     with timeline.phase("warm"):
         announce("compiling", "running every program once")
         executor.warm()
-    scheduler = make_scheduler(config, loaded, capacity, table, max_context_tokens)
-    card = make_card(config, loaded, capacity, max_context_tokens)
-    return Engine(card, scheduler, executor, MonotonicClock(), config.in_flight, timeline.seconds)
+    return Prepared(executor, loaded, capacity, table, max_context_tokens, timeline)
 
 
 def make_scheduler(config: EngineConfig, loaded: LoadedModel, capacity: Capacity, table: BucketTable, max_context_tokens: int) -> Scheduler:

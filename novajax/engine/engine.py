@@ -10,8 +10,8 @@ from novajax.core.clock import Clock
 from novajax.core.errors import EngineFailed, InternalError, NovaError, Unavailable
 from novajax.core.types import ModelCard, Phase, Request, Stats, Update
 from novajax.engine.compiler import CompileCounter
-from novajax.engine.executor import Executor
 from novajax.engine.loop import Loop
+from novajax.engine.runner import Runner
 from novajax.scheduler.scheduler import Scheduler
 
 
@@ -28,7 +28,7 @@ class _Stream:
 class Engine:
     """A ready engine. Owns the loop, the device memory and the compile counter; `close` frees them."""
 
-    def __init__(self, card: ModelCard, scheduler: Scheduler, executor: Executor, clock: Clock, in_flight: int, startup: dict[str, float]):
+    def __init__(self, card: ModelCard, scheduler: Scheduler, executor: Runner, clock: Clock, in_flight: int, startup: dict[str, float]):
         self._card = card
         self._scheduler = scheduler
         self._executor = executor

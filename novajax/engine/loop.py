@@ -11,13 +11,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 
 from novajax.core.clock import Clock
 from novajax.core.errors import EngineFailed, NovaError
 from novajax.core.types import Update
-from novajax.engine.executor import Executor, Pending, StepResult
+from novajax.engine.runner import Landed, Runner
 from novajax.scheduler.scheduler import Scheduler
 
 HOST_TIMES = 512
@@ -30,7 +31,7 @@ class Loop:
     def __init__(
         self,
         scheduler: Scheduler,
-        executor: Executor,
+        executor: Runner,
         *,
         in_flight: int,
         clock: Clock,
@@ -85,7 +86,7 @@ class Loop:
         return self._busy
 
     def _run(self) -> None:
-        pending: deque[Pending] = deque()
+        pending: deque[Any] = deque()
         try:
             while not self._stopping.is_set():
                 self._take_work(pending)
@@ -108,7 +109,7 @@ class Loop:
             cause = error if isinstance(error, NovaError) else EngineFailed(f"{type(error).__name__} in step {self.steps}")
             self._failed(cause)
 
-    def _take_work(self, pending: deque[Pending]) -> None:
+    def _take_work(self, pending: deque[Any]) -> None:
         """Runs what was posted; waits for a post when there is nothing else to do."""
         idle = not pending and not self.scheduler.has_work
         if idle:
@@ -127,7 +128,7 @@ class Loop:
         except queue.Empty:
             return
 
-    def _commit(self, result: StepResult) -> None:
+    def _commit(self, result: Landed) -> None:
         self.steps += 1
         self._last_step_s = self._clock.now_s()
         updates = self.scheduler.commit(result.number, result.tokens, result.prompt_logprobs, self._clock.now_s())
