@@ -1,7 +1,7 @@
 """The engine's options as absl flags, shared by every entry point that opens an engine, with a YAML file behind them.
 
 A flag that was given wins over the file, the file over the defaults of `EngineConfig`. The file is
-`engine: {...}` and `server: {...}` with the field names of those two structs; unknown keys are refused by path.
+`engine: {...}` and `server: {...}` with the field names of those two structs, or an `llm_engine:` tree; unknown keys are refused by path.
 """
 
 import os
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 import yaml
 from absl import flags
 
 from novajax.core.config import EngineConfig, parse_bytes
 from novajax.core.errors import ConfigError
+from novajax.deployment import engine_fields, not_honoured
 
 _SIZES = {"kv_bytes"}
 
@@ -23,6 +25,12 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     engine: dict[str, Any] = {}
     server: dict[str, Any] = {}
+    llm_engine: dict[str, Any] = {}
+    """A cluster owner's tree (`core.llm_engine`); `engine:` wins over what it settles."""
+    architecture: dict[str, Any] = {}
+    """A config.json to plan for without weights; a start does not read it."""
+    plan: dict[str, Any] = {}
+    """`core.plan.PlanConfig`; a start does not read it."""
 
 
 def define_engine_flags() -> None:
@@ -57,7 +65,9 @@ def read_config(values: flags.FlagValues) -> ConfigFile:
 
 def engine_config(values: flags.FlagValues, file: ConfigFile) -> EngineConfig:
     """Flags over file over defaults. Raises ConfigError for what is not understood or no model."""
-    merged: dict[str, Any] = {"compile_cache": default_compile_cache()} | file.engine
+    merged: dict[str, Any] = {"compile_cache": default_compile_cache()} | engine_fields(file.llm_engine) | file.engine
+    for line in not_honoured(file.llm_engine):
+        structlog.get_logger("novajax.options").warning(line)
     for name in EngineConfig.__struct_fields__:
         if name in values and values[name].value is not None:
             merged[name] = values[name].value
