@@ -1,4 +1,4 @@
-"""The short table of step shapes. Everything the engine will ever run is in it, and compiled before it says ready.
+"""The short table of step shapes, of one data partition. Everything the engine will ever run is in it, and compiled before it says ready.
 
 A bucket is (S decode rows) + (R prefill rows x C chunk tokens), W pages of table per row. Prefill pairs with the smallest
 S (one row of prefill) and the largest S only: between them padding costs less than one more program. For the same reason
@@ -81,18 +81,31 @@ class BucketTable(msgspec.Struct, frozen=True):
 
 
 def make_table(config: EngineConfig, max_request_tokens: int, *, on_cpu: bool) -> BucketTable:
-    """The table for a model whose longest request is `max_request_tokens`."""
-    widest = -(-max_request_tokens // config.page_tokens)
-    chunk = min(config.chunk_tokens, widest * config.page_tokens)
-    score = (1, min(chunk, 64))
+    """The table for a model whose longest request is `max_request_tokens`.
+
+    Raises ConfigError when rows or chunks cannot be cut evenly over the mesh.
+    """
+    mesh = config.mesh
+    if config.max_rows % mesh.data:
+        raise ConfigError(f"max_rows={config.max_rows} is not a multiple of data={mesh.data}", param="max_rows")
+    most_rows = config.max_rows // mesh.data
+    widest = -(-max_request_tokens // (config.page_tokens * mesh.context))
+    chunk = min(config.chunk_tokens, widest * config.page_tokens * mesh.context)
+    if chunk % mesh.context:
+        raise ConfigError(f"chunk_tokens={chunk} is not a multiple of context={mesh.context}", param="chunk_tokens")
     if config.deterministic:
-        return BucketTable((config.max_rows,), ((1, chunk),), (1, chunk), (widest,), True)
+        return BucketTable((most_rows,), ((1, chunk),), (1, chunk), (widest,), True)
     # One row matters on a CPU: its float32 products run at memory speed, those of two to four rows at half of that or less.
-    rows = _ladder(1, config.max_rows, 4 if on_cpu else 2)
+    rows = _ladder(1, most_rows, 4 if on_cpu else 2)
     widths = tuple(sorted({max(1, widest // 4), widest})) if on_cpu else (widest,)
+    if mesh.stage > 1:
+        # A chunk keeps its place on the token axis from stage to stage, so all steps have the same prefill block.
+        return BucketTable(rows, ((1, chunk),), (1, chunk), widths)
     small = min(32, chunk)
-    several = (min(4, config.max_rows), min(64, chunk))
+    several = (min(4, most_rows), min(64, chunk))
     prefill = {(1, small), (1, chunk)} | ({several} if several[0] > 1 else set())
+    prefill = {(r, -(-c // mesh.context) * mesh.context) for r, c in prefill}
+    score = (1, -(-min(chunk, 64) // mesh.context) * mesh.context)
     return BucketTable(rows, tuple(sorted(prefill, key=lambda s: (s[0] * s[1], s))), score, widths)
 
 

@@ -4,10 +4,12 @@ Everything that can be refused is refused by arithmetic before weights are read.
 timeline and shown while it runs.
 """
 
+import math
 import secrets
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,13 +24,17 @@ from novajax.engine.capacity import Capacity, memory_limit_bytes, plan_capacity
 from novajax.engine.compiler import compile_programs, use_compile_cache
 from novajax.engine.engine import Engine
 from novajax.engine.executor import Executor
+from novajax.engine.layout import DECODE_TRANSIT, POOL, PREFILL_TRANSIT, ROWS, Layout
 from novajax.engine.runner import Runner
-from novajax.engine.sampler import abstract_state
+from novajax.engine.sampler import SamplingState, abstract_state
+from novajax.engine.step import Transit
 from novajax.kv.manager import KVManager
-from novajax.kv.pool import abstract_pool, page_bytes
+from novajax.kv.pool import KVPool, abstract_pool, page_bytes
 from novajax.models.config import ModelConfig
 from novajax.models.decoder import parameter_count
-from novajax.parallel.mesh import make_mesh
+from novajax.models.stages import staged_model
+from novajax.parallel.mesh import mesh_for
+from novajax.parallel.rules import state_shardings
 from novajax.scheduler.admission import Limits
 from novajax.scheduler.budget import Shapes
 from novajax.scheduler.scheduler import Scheduler
@@ -86,37 +92,63 @@ def open_executor(config: EngineConfig, announce: Announce = lambda phase, detai
         model = description.config
         max_context_tokens = resolve_context(config, model)
         table = make_table(config, max_context_tokens, on_cpu=devices[0].platform == "cpu")
-        one_page_bytes = page_bytes(len(model.layers), model.kv_heads, config.page_tokens, model.head_dim, dtype)
+        layout = Layout(mesh_for(config.mesh, model.kv_heads, devices), model)
+        _, abstract = staged_model(model, layout.stages, dtype)
+        weights_bytes = device_bytes(state_shardings(layout.mesh, abstract), abstract)
+        one_page_bytes = page_bytes(layout.slots, model.kv_heads, config.page_tokens, model.head_dim, dtype) // layout.mesh.shape["tensor"]
+        here = [device for device in layout.mesh.devices.flat if device.process_index == jax.process_index()]
         capacity = plan_capacity(
             config,
             model,
             table,
-            limit_bytes=memory_limit_bytes(),
-            weights_bytes=parameter_count(model) * dtype.itemsize,
+            limit_bytes=memory_limit_bytes(here),
+            weights_bytes=weights_bytes,
             page_bytes=one_page_bytes,
             itemsize=dtype.itemsize,
         )
         announce("loading", capacity.summary())
-    mesh = make_mesh(devices=devices[:1])
     if config.compile_cache:
         use_compile_cache(config.compile_cache)
     with timeline.phase("load"):
-        loaded = load_model(description, mesh, dtype, verify=config.verify_hashes)
-    abstract = abstract_pool(len(model.layers), capacity.pages, model.kv_heads, config.page_tokens, model.head_dim, dtype)
+        loaded = load_model(description, layout.mesh, dtype, verify=config.verify_hashes)
+    pool, transit, sampling = abstract_arrays(config, layout, capacity, table, dtype)
     with timeline.phase("compile"):
         announce("compiling", f"{len(table.buckets())} step shapes")
-        sampling = abstract_state(config.max_rows, model.vocab)
-        programs = compile_programs(loaded.graphdef, loaded.state, abstract, sampling, table)
+        programs = compile_programs(loaded.graphdef, loaded.state, pool, transit, sampling, table, layout)
         if programs.temp_bytes > capacity.limit_bytes - capacity.weights_bytes - capacity.kv_bytes - capacity.sampling_bytes:
             raise CapacityError(f"a step needs {programs.temp_bytes:,} bytes of temporaries, more than is left: {capacity.summary()}")
     with timeline.phase("allocate"):
-        pool, state = (jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree) for tree in (abstract, sampling))
-        jax.block_until_ready((pool, state))
-    executor = Executor(loaded.state, pool, state, table, programs)
+        pool, transit, sampling = jax.tree.map(layout.zeros_like, (pool, transit, sampling))
+        jax.block_until_ready((pool, transit, sampling))
+    executor = Executor(loaded.state, pool, transit, sampling, table, programs, layout)
     with timeline.phase("warm"):
         announce("compiling", "running every program once")
         executor.warm()
     return Prepared(executor, loaded, capacity, table, max_context_tokens, timeline)
+
+
+def abstract_arrays(
+    config: EngineConfig, layout: Layout, capacity: Capacity, table: BucketTable, dtype: Any
+) -> tuple[KVPool, Transit | None, SamplingState]:
+    """What the engine holds beside the weights, as shapes with their shardings."""
+    model = layout.model
+    pages, page_tokens = capacity.pages * layout.data, config.page_tokens * layout.context
+    pool = abstract_pool(layout.pool_layers, pages, model.kv_heads, page_tokens, model.head_dim, dtype)
+    pool = KVPool(layout.abstract(pool.keys, POOL), layout.abstract(pool.values, POOL))
+    transit = None
+    if layout.stages > 1:
+        rows, chunk = max(table.prefill[-1], table.score)
+        decode = jax.ShapeDtypeStruct((layout.stages, layout.data * table.decode_rows[-1], model.embed), dtype)
+        prefill = jax.ShapeDtypeStruct((layout.stages, layout.data * rows, chunk, model.embed), dtype)
+        transit = Transit(layout.abstract(decode, DECODE_TRANSIT), layout.abstract(prefill, PREFILL_TRANSIT))
+    sampling = jax.tree.map(partial(layout.abstract, spec=ROWS), abstract_state(config.max_rows, model.vocab))
+    return pool, transit, sampling
+
+
+def device_bytes(shardings: Any, state: Any) -> int:
+    """Bytes of one device's part of `state`."""
+    parts = zip(jax.tree.leaves(shardings), jax.tree.leaves(state), strict=True)
+    return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for sharding, leaf in parts)
 
 
 def make_scheduler(config: EngineConfig, loaded: LoadedModel, capacity: Capacity, table: BucketTable, max_context_tokens: int) -> Scheduler:
@@ -124,8 +156,8 @@ def make_scheduler(config: EngineConfig, loaded: LoadedModel, capacity: Capacity
     key = secrets.token_bytes(32)  # one for all partitions: a sequence may come back in another one than it left
     kvs = [
         KVManager(
-            capacity.pages // config.mesh.data,
-            config.page_tokens,
+            capacity.pages,
+            capacity.page_tokens,
             key=key,
             weights_digest=loaded.digest,
             kv_format=str(jnp.dtype(loaded.dtype)),

@@ -14,12 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import msgspec
-import numpy as np
 
 from novajax.core.types import MAX_TOP_LOGPROBS
-from novajax.engine import inputs, sampler, step
+from novajax.engine import inputs, sampler
 from novajax.engine.buckets import Bucket, BucketTable
+from novajax.engine.layout import DECODE_TRANSIT, EVERYWHERE, PACKED, POOL, PREFILL_TRANSIT, ROWS, Layout
 from novajax.engine.sampler import SamplingState, Variant
+from novajax.engine.step import Scored, Stepped, Transit, forward
 from novajax.kv.pool import KVPool
 from novajax.telemetry.progress import Progress
 
@@ -62,28 +63,31 @@ def use_compile_cache(directory: str) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def compile_programs(graphdef: Any, weights: Any, pool: KVPool, state: SamplingState, table: BucketTable) -> Programs:
-    """Lowers and compiles the whole table; `weights`, `pool` and `state` may be abstract. Shows its progress."""
-    vocab = state.counts.shape[1]
-    shape = jax.ShapeDtypeStruct
-    forward_jit = jax.jit(step.forward, static_argnums=0, static_argnames=("bucket", "rows"), donate_argnums=2)
-    sample_jit = jax.jit(sampler.sample, static_argnames="variant", donate_argnums=0)
-    score_jit = jax.jit(sampler.score)
-    seat_jit = jax.jit(sampler.seat, donate_argnums=0)
+def compile_programs(
+    graphdef: Any, weights: Any, pool: KVPool, transit: Transit | None, state: SamplingState, table: BucketTable, layout: Layout
+) -> Programs:
+    """Lowers and compiles the whole table; the arguments may be abstract, with their shardings. Shows its progress."""
+    slots, vocab = state.counts.shape
+    everywhere = layout.sharding(EVERYWHERE)
+    sample_jit = jax.jit(layout.per_partition(sampler.sample, (ROWS, EVERYWHERE)), static_argnames="variant", donate_argnums=0)
+    score_jit = jax.jit(layout.per_partition(sampler.score, (EVERYWHERE,) * 4))
+    seat_jit = jax.jit(sampler.seat, donate_argnums=0, out_shardings=layout.sharding(ROWS))
+
+    def rows_of(count: int, *more: int, dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct((layout.data * count, *more), dtype, sharding=layout.sharding(ROWS))
 
     def one_forward(bucket: Bucket) -> Any:
-        packed, rows = shape((inputs.size(bucket),), jnp.int32), table.sample_rows(bucket)
-        return forward_jit.lower(graphdef, weights, pool, state.last_tokens, packed, bucket=bucket, rows=rows).compile()
+        return lower_forward(graphdef, weights, pool, transit, slots, table, bucket, layout).compile()
 
     def one_sample(rows: int, variant: Variant) -> Any:
-        return sample_jit.lower(
-            state, shape((rows, vocab), jnp.float32), shape((rows, inputs.DRAW_COLUMNS), jnp.int32), variant=variant
-        ).compile()
+        drawn = (rows_of(rows, vocab, dtype=jnp.float32), rows_of(rows, inputs.DRAW_COLUMNS, dtype=jnp.int32))
+        return sample_jit.lower(state, *drawn, variant=variant).compile()
 
     def one_score(rows: int) -> Any:
-        return score_jit.lower(shape((rows, vocab), jnp.float32), shape((rows,), jnp.int32)).compile()
+        return score_jit.lower(rows_of(rows, vocab, dtype=jnp.float32), rows_of(rows, dtype=jnp.int32)).compile()
 
     def one_seat() -> Any:
+        shape = partial(jax.ShapeDtypeStruct, sharding=everywhere)
         row = (shape((vocab,), jnp.int32), shape((vocab,), jnp.bool_), shape((vocab,), jnp.float32), shape((sampler.END_IDS,), jnp.int32))
         return seat_jit.lower(state, shape((), jnp.int32), *row).compile()
 
@@ -112,11 +116,22 @@ def compile_programs(graphdef: Any, weights: Any, pool: KVPool, state: SamplingS
     )
 
 
+def lower_forward(
+    graphdef: Any, weights: Any, pool: KVPool, transit: Transit | None, slots: int, table: BucketTable, bucket: Bucket, layout: Layout
+) -> Any:
+    """The step program of one bucket, lowered for arguments that may be abstract. Donates: pool, transit."""
+    rows = table.sample_rows(bucket)
+    pools = layout.sharding(POOL)
+    moving = None if transit is None else Transit(layout.sharding(DECODE_TRANSIT), layout.sharding(PREFILL_TRANSIT))
+    by_rows = layout.sharding(ROWS)
+    results = Stepped(KVPool(pools, pools), moving, by_rows, by_rows, Scored(by_rows, by_rows) if bucket.score else None)
+    last_tokens = jax.ShapeDtypeStruct((slots,), jnp.int32, sharding=by_rows)
+    packed = jax.ShapeDtypeStruct((layout.data, layout.stages, inputs.size(bucket)), jnp.int32, sharding=layout.sharding(PACKED))
+    how = {"layout": layout, "bucket": bucket, "rows": rows}
+    step = jax.jit(partial(forward, graphdef, **how), donate_argnums=(1, 2), out_shardings=results)
+    return step.lower(weights, pool, transit, last_tokens, packed)
+
+
 def top_width(vocab: int) -> int:
     """Alternatives `score` returns."""
     return min(MAX_TOP_LOGPROBS, vocab)
-
-
-def padding(bucket: Bucket, slots: int) -> np.ndarray:
-    """A step that does nothing: what warm-up runs."""
-    return inputs.pack(None, bucket, slots)

@@ -4,24 +4,27 @@
 never decides anything: plans come from the scheduler, shapes from the table.
 """
 
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
 
 from novajax.core.types import TokenLogprobs
 from novajax.engine import inputs
 from novajax.engine.buckets import Bucket, BucketTable
-from novajax.engine.compiler import Programs, padding
+from novajax.engine.compiler import Programs
+from novajax.engine.layout import EVERYWHERE, PACKED, Layout
 from novajax.engine.sampler import END_IDS, GREEDY_BELOW, SamplingState, Variant
+from novajax.engine.step import Stepped, Transit
 from novajax.kv.pool import KVPool
-from novajax.scheduler.plan import Draw, Seat, StepPlan, TokenResult
+from novajax.scheduler.plan import DecodeRow, Draw, PrefillRow, Seat, StepPlan, TokenResult, by_partition
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """A dispatched step: device arrays on their way home."""
+    """A plan that left the pipeline: device arrays on their way home."""
 
     plan: StepPlan
     bucket: Bucket
@@ -40,81 +43,114 @@ class StepResult(msgspec.Struct, frozen=True):
 
 
 class Executor:
-    """See the module docstring. Not thread-safe: one loop owns it."""
+    """See the module docstring. Not thread-safe: one loop owns it.
 
-    def __init__(self, weights: Any, pool: KVPool, state: SamplingState, table: BucketTable, programs: Programs):
+    In a group of processes each has one, with its part of every array; all are given the same plans in the same order.
+    """
+
+    def __init__(
+        self,
+        weights: Any,
+        pool: KVPool,
+        transit: Transit | None,
+        state: SamplingState,
+        table: BucketTable,
+        programs: Programs,
+        layout: Layout,
+    ):
         self._weights = weights
         self._pool = pool
+        self._transit = transit
         self._state = state
         self._table = table
         self._programs = programs
-        self._slots = state.last_tokens.shape[0]
+        self._layout = layout
+        self._slots = state.last_tokens.shape[0] // layout.data
         self._vocab = state.counts.shape[1]
+        self._inside: deque[StepPlan | None] = deque([None] * layout.stages, maxlen=layout.stages)
+        """The plan at each stage, the newest first; None: nothing yet."""
 
     def warm(self) -> None:
         """Runs every program on padding, so that nothing is loaded or initialised under a request."""
         for bucket, forward in self._programs.forward.items():
-            logits_XV, draws, scored = self._forward(forward, jnp.asarray(padding(bucket, self._slots)))
+            stepped = self._forward(forward, bucket)
             for (rows, _), sample in self._programs.sample.items():
-                if rows == logits_XV.shape[0]:
-                    self._state, tokens_X = sample(self._state, logits_XV, draws)
-                    jax.block_until_ready(self._score(logits_XV, tokens_X))
-            if scored is not None:
-                jax.block_until_ready(self._score(*scored))
+                if rows * self._layout.data == stepped.logits.shape[0]:
+                    self._state, tokens_X = sample(self._state, stepped.logits, stepped.draws)
+                    jax.block_until_ready(self._score(stepped.logits, tokens_X))
+            if stepped.scored is not None:
+                jax.block_until_ready(self._score(*stepped.scored))
         self._sit(Seat(slot=0, prompt=(), output=(), logit_bias={}, ends=()))
 
-    def dispatch(self, plan: StepPlan) -> Pending:
-        """Enqueues one plan. Returns at once; at most a few plans may be pending."""
-        pages = max((len(row.pages) for row in (*plan.decode, *plan.prefill)), default=1)
-        scoring = any(row.score for row in plan.prefill)
-        bucket = self._table.choose(len(plan.decode), plan.prefill_shape, pages, scoring)
+    def dispatch(self, plan: StepPlan) -> Pending | None:
+        """Enqueues one plan and returns at once, with the plan that leaves the pipeline; None if that is a bubble, or none yet."""
         for seat in plan.seats:
             self._sit(seat)
-        packed = jnp.asarray(inputs.pack(plan, bucket, self._slots))
-        logits_XV, draws, scored = self._forward(self._programs.forward[bucket], packed)
-        drawing = [row.draw for row in (*plan.decode, *plan.prefill) if row.last]
-        sample = self._programs.sample[logits_XV.shape[0], _variant(drawing)]
-        self._state, tokens_X = sample(self._state, logits_XV, draws)
-        scores = self._score(logits_XV, tokens_X) if any(d.logprobs >= 0 for d in drawing) else None
-        prompt_scores = None if scored is None else self._score(*scored)
+        self._inside.appendleft(plan)
+        bucket = self._bucket()
+        stepped = self._forward(self._programs.forward[bucket], bucket)
+        leaving = self._inside[-1]
+        if leaving is None or leaving.bubble:
+            return None
+        drawing = [row.draw for row in (*leaving.decode, *leaving.prefill) if row.last]
+        sample = self._programs.sample[stepped.logits.shape[0] // self._layout.data, _variant(drawing)]
+        self._state, tokens_X = sample(self._state, stepped.logits, stepped.draws)
+        scores = self._score(stepped.logits, tokens_X) if any(d.logprobs >= 0 for d in drawing) else None
+        scoring = stepped.scored is not None and any(row.score for row in leaving.prefill)
+        prompt_scores = self._score(*stepped.scored) if stepped.scored is not None and scoring else None
         for array in (tokens_X, *(scores or ()), *(prompt_scores or ())):
             array.copy_to_host_async()
-        return Pending(plan, bucket, tokens_X, scores, prompt_scores)
+        return Pending(leaving, bucket, tokens_X, scores, prompt_scores)
 
     def collect(self, pending: Pending) -> StepResult:
         """Waits for a dispatched step and takes its results apart."""
-        plan = pending.plan
+        bucket, plan, partitions = pending.bucket, pending.plan, self._layout.data
         tokens = np.asarray(pending.tokens_X)
+        height = len(tokens) // partitions
         scores = None if pending.scores is None else [np.asarray(a) for a in pending.scores]
-        results = {}
-        rows = [*enumerate(plan.decode), *enumerate(plan.prefill, start=pending.bucket.decode_rows)]
-        for x, row in rows:
-            if not row.last:
-                continue
-            token = int(tokens[x])
-            logprobs = None if scores is None or row.draw.logprobs < 0 else _logprobs(token, x, scores, row.draw.logprobs)
-            results[row.slot] = TokenResult(token, logprobs)
-        prompt_logprobs = {}
-        if pending.prompt_scores is not None:
-            arrays = [np.asarray(a) for a in pending.prompt_scores]
-            for row in plan.prefill:
-                followers = (*row.tokens[1:], row.following)
+        prompt_scores = None if pending.prompt_scores is None else [np.asarray(a) for a in pending.prompt_scores]
+        results, prompt_logprobs = {}, {}
+        decode, prefill = (by_partition(rows, self._slots, partitions) for rows in (plan.decode, plan.prefill))
+        for partition in range(partitions):
+            rows = [*enumerate(decode[partition]), *enumerate(prefill[partition], start=bucket.decode_rows)]
+            for x, row in rows:
+                if row.last:
+                    at = partition * height + x
+                    token = int(tokens[at])
+                    logprobs = None if scores is None or row.draw.logprobs < 0 else _logprobs(token, at, scores, row.draw.logprobs)
+                    results[row.slot] = TokenResult(token, logprobs)
+            for r, row in enumerate(prefill[partition] if prompt_scores is not None else ()):
+                first = (partition * bucket.prefill_rows + r) * bucket.chunk_tokens
+                followers = enumerate((*row.tokens[1:], row.following), start=first) if row.score else ()
                 prompt_logprobs[row.slot] = [
-                    _logprobs(token, x, arrays, row.draw.prompt_logprobs) for x, token in enumerate(followers) if token >= 0
+                    _logprobs(token, at, prompt_scores or [], row.draw.prompt_logprobs) for at, token in followers if token >= 0
                 ]
         return StepResult(plan.number, results, prompt_logprobs)
 
     def close(self) -> None:
         """Frees the device memory."""
-        for array in jax.tree.leaves((self._weights, self._pool, self._state)):
+        for array in jax.tree.leaves((self._weights, self._pool, self._transit, self._state)):
             array.delete()
 
-    def _score(self, logits_XV: jax.Array, tokens_X: jax.Array) -> tuple[jax.Array, ...]:
-        return self._programs.score[logits_XV.shape[0]](logits_XV, tokens_X)
+    def _bucket(self) -> Bucket:
+        """The shape that holds every plan in the pipeline."""
+        inside = [plan for plan in self._inside if plan is not None]
+        rows = [(plan, (*plan.decode, *plan.prefill)) for plan in inside]
+        return self._table.choose(
+            max(_height(plan.decode, self._slots, self._layout.data) for plan in inside),
+            max((plan.prefill_shape for plan in inside if plan.prefill_shape), default=None),
+            max((len(row.pages) for _, of in rows for row in of), default=1),
+            any(row.score for plan in inside for row in plan.prefill),
+        )
 
-    def _forward(self, forward: Any, packed: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
-        self._pool, logits_XV, draws, scored = forward(self._weights, self._pool, self._state.last_tokens, packed)
-        return logits_XV, draws, scored
+    def _score(self, logits_XV: jax.Array, tokens_X: jax.Array) -> tuple[jax.Array, ...]:
+        return self._programs.score[logits_XV.shape[0] // self._layout.data](logits_XV, tokens_X)
+
+    def _forward(self, forward: Any, bucket: Bucket) -> Stepped:
+        packed = np.stack([inputs.pack(plan, bucket, self._layout.data, self._slots) for plan in self._inside], axis=1)
+        stepped = forward(self._weights, self._pool, self._transit, self._state.last_tokens, self._layout.upload(packed, PACKED))
+        self._pool, self._transit = stepped.pool, stepped.transit
+        return stepped
 
     def _sit(self, seat: Seat) -> None:
         counts = np.bincount(np.asarray(seat.output, np.int64), minlength=self._vocab).astype(np.int32)
@@ -125,7 +161,15 @@ class Executor:
             bias[token] = value
         ends = np.full(END_IDS, self._vocab, np.int32)
         ends[: len(seat.ends)] = seat.ends
-        self._state = self._programs.seat(self._state, np.int32(seat.slot), counts, seen, bias, ends)
+        arrays = (np.int32(seat.slot), counts, seen, bias, ends)
+        self._state = self._programs.seat(self._state, *(self._layout.upload(np.asarray(array), EVERYWHERE) for array in arrays))
+
+
+def _height(rows: Sequence[DecodeRow | PrefillRow], slots: int, partitions: int) -> int:
+    """Rows of the fullest partition."""
+    if partitions == 1:
+        return len(rows)
+    return int(np.bincount([row.slot // slots for row in rows], minlength=1).max())
 
 
 def _variant(draws: list[Draw]) -> Variant:

@@ -4,6 +4,7 @@
 as their bits.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from novajax.engine.buckets import Bucket
-from novajax.scheduler.plan import Draw, StepPlan
+from novajax.scheduler.plan import DecodeRow, Draw, PrefillRow, StepPlan, by_partition
 
 PADDING = -1
 """Position of a row or token that does not exist."""
@@ -61,12 +62,20 @@ def unpack_draws(draws: jax.Array) -> dict[str, jax.Array]:
     return ints | floats
 
 
-def pack(plan: StepPlan | None, bucket: Bucket, slots: int) -> np.ndarray:
-    """The upload for `plan` (None: a step of padding only). i32[size(bucket)]
+def pack(plan: StepPlan | None, bucket: Bucket, partitions: int, slots: int) -> np.ndarray:
+    """The upload for `plan` (None: a step of padding only). i32[partitions, size(bucket)]
 
-    `slots` is the number of slots: a row that draws nothing gets it as its slot, where writes are dropped.
+    `slots` is the number of slots of one partition: a row that draws nothing gets it as its slot, where writes are dropped.
     """
-    packed = np.zeros(size(bucket), np.int32)
+    packed = np.zeros((partitions, size(bucket)), np.int32)
+    decode = by_partition(() if plan is None else plan.decode, slots, partitions)
+    prefill = by_partition(() if plan is None else plan.prefill, slots, partitions)
+    for partition in range(partitions):
+        _pack_one(packed[partition], bucket, slots, decode[partition], prefill[partition])
+    return packed
+
+
+def _pack_one(packed: np.ndarray, bucket: Bucket, slots: int, decode: Sequence[DecodeRow], prefill: Sequence[PrefillRow]) -> None:
     views, at = {}, 0
     for name, shape in fields(bucket).items():
         words = int(np.prod(shape))
@@ -75,26 +84,24 @@ def pack(plan: StepPlan | None, bucket: Bucket, slots: int) -> np.ndarray:
     views["decode_position"][:] = PADDING
     views["decode_slot"][:] = slots
     views["draws"][:, DRAW_INTS.index("slot")] = slots
-    if plan is None:
-        return packed
-    for i, row in enumerate(plan.decode):
-        views["decode_slot"][i] = row.slot
+    for i, row in enumerate(decode):
+        slot = row.slot % slots
+        views["decode_slot"][i] = slot
         views["decode_token"][i] = row.input
         views["decode_position"][i] = row.position
         views["decode_table"][i, : len(row.pages)] = row.pages
         if row.last:
-            _set_draw(views["draws"], i, row.slot, row.position + 1, row.draw, row.ban_ends)
-    for i, row in enumerate(plan.prefill):
+            _set_draw(views["draws"], i, slot, row.position + 1, row.draw, row.ban_ends)
+    for i, row in enumerate(prefill):
         count = len(row.tokens)
         views["prefill_start"][i] = row.start
         views["prefill_length"][i] = count
         views["prefill_tokens"][i, :count] = row.tokens
         views["prefill_table"][i, : len(row.pages)] = row.pages
         if row.last:
-            _set_draw(views["draws"], bucket.decode_rows + i, row.slot, row.start + count, row.draw, row.ban_ends)
+            _set_draw(views["draws"], bucket.decode_rows + i, row.slot % slots, row.start + count, row.draw, row.ban_ends)
         if bucket.score:
-            views["targets"][:count] = (*row.tokens[1:], row.following)
-    return packed
+            views["targets"][i * bucket.chunk_tokens : i * bucket.chunk_tokens + count] = (*row.tokens[1:], row.following)
 
 
 def _set_draw(draws: Any, row: int, slot: int, position: int, draw: Draw, ban_ends: bool) -> None:

@@ -2,85 +2,213 @@
 
 Prefill, chunked prefill, mixed batches and decode are this function with other integers. Only attention sees that there
 are two blocks. Padding has position -1: its KV is dropped and nothing reads its result.
+
+On a mesh the function is written for one (data, stage, context) shard: its partition's rows, its stage's layers, its part
+of each chunk and of each page. What passes between shards is written here and in `kernels.context`; how matrices are cut
+over tensor and query is left to XLA, but for islands. With stages a call is one tick (`parallel.pipeline`): the plan that
+enters is embedded, the one that leaves gives logits, and every stage works on the plan that is with it.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec
 
+from novajax.engine.attend import chunk_positions, paged_attend
 from novajax.engine.buckets import Bucket
 from novajax.engine.inputs import unpack
-from novajax.kernels.attention import paged_attention, write_pages
+from novajax.engine.layout import DECODE_TRANSIT, PACKED, POOL, PREFILL_TRANSIT, ROWS, Layout
 from novajax.kv.pool import KVPool
-from novajax.models.attention import Attend
-from novajax.models.config import ModelConfig
+from novajax.models.decoder import Decoder
+from novajax.models.stages import is_staged
+from novajax.parallel.mesh import MANUAL_AXES
+from novajax.parallel.pipeline import from_stage, hand_on
+from novajax.parallel.rules import only
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Transit:
+    """Activations on their way from stage to stage, for the largest step. Donated to each tick."""
+
+    decode: jax.Array  # [stages, data * S, D]
+    prefill: jax.Array  # [stages, data * R, C, D]
+
+
+class Scored(NamedTuple):
+    """Logits about every token of the prefill block, and the tokens that follow them."""
+
+    logits: jax.Array  # f32[data * R * C, V]
+    targets: jax.Array  # i32[data * R * C]
+
+
+class Stepped(NamedTuple):
+    """What a step returns. Rows are those of the plan that leaves the pipeline, partition by partition."""
+
+    pool: KVPool
+    transit: Transit | None
+    logits: jax.Array  # f32[data * rows, V], zeros behind the bucket's own rows
+    draws: jax.Array  # i32[data * rows, columns]
+    scored: Scored | None
 
 
 def forward(
-    graphdef: Any, weights: Any, pool: KVPool, last_tokens: jax.Array, packed: jax.Array, *, bucket: Bucket, rows: int
-) -> tuple[KVPool, jax.Array, jax.Array, tuple[jax.Array, jax.Array] | None]:
-    """One step. Donates: pool.
+    graphdef: Any,
+    weights: Any,
+    pool: KVPool,
+    transit: Transit | None,
+    last_tokens: jax.Array,  # i32[slots], the newest token of every slot
+    packed: jax.Array,  # i32[data, stages, words], `inputs.pack` of the plans in the pipeline
+    *,
+    layout: Layout,
+    bucket: Bucket,
+    rows: int,
+) -> Stepped:
+    """One step. Donates: pool, transit."""
+    body = partial(_forward, graphdef, layout=layout, bucket=bucket, rows=rows)
+    if layout.alone:
+        return body(weights, pool, transit, last_tokens, packed)
+    manual = set(MANUAL_AXES)
+    pools = KVPool(only(MANUAL_AXES, POOL), only(MANUAL_AXES, POOL))
+    moving = None if transit is None else Transit(DECODE_TRANSIT, PREFILL_TRANSIT)
+    scored = Scored(ROWS, ROWS) if bucket.score else None
+    cut = jax.shard_map(
+        body,
+        mesh=layout.mesh,
+        in_specs=(_weight_specs(weights, layout.stages), pools, moving, ROWS, PACKED),
+        out_specs=Stepped(pools, moving, ROWS, ROWS, scored),
+        axis_names=manual,
+        check_vma=False,
+    )
+    return cut(weights, pool, transit, last_tokens, packed)
 
-    `last_tokens` is i32[slots], the newest token of every slot; `packed` is the upload of `inputs.pack`.
-    Returns (pool, logits f32[rows, V] at the rows that may draw and zeros behind, draws i32[rows, columns], scored), where
-    `scored` is None or (logits f32[R * C, V], the tokens i32[R * C] to score).
-    """
-    model = nnx.merge(graphdef, weights)
-    x = unpack(packed, bucket)
-    s, r, c = bucket.decode_rows, bucket.prefill_rows, bucket.chunk_tokens
-    held = last_tokens.at[x["decode_slot"]].get(mode="clip")
-    tokens = jnp.where(x["decode_token"] < 0, held, x["decode_token"])
-    positions = x["decode_position"]
-    if r:
-        steps_RC = jnp.arange(c)[None, :]
-        there_RC = steps_RC < x["prefill_length"][:, None]
-        positions_RC = jnp.where(there_RC, x["prefill_start"][:, None] + steps_RC, -1)
-        tokens = jnp.concatenate([tokens, x["prefill_tokens"].reshape(-1)])
-        positions = jnp.concatenate([positions, positions_RC.reshape(-1)])
-    attend = paged_attend(model.cfg, x, positions, bucket)
-    hidden_TD, pool = model(tokens, jnp.maximum(positions, 0), attend, pool)
-    drawing_XD = hidden_TD[:s]
-    if r:
-        last_R = s + jnp.arange(r) * c + jnp.maximum(x["prefill_length"] - 1, 0)
-        drawing_XD = jnp.concatenate([drawing_XD, hidden_TD[last_R]])
-    scored = (model.logits(hidden_TD[s:]), x["targets"]) if bucket.score else None
+
+def _forward(
+    graphdef: Any,
+    weights: Any,
+    pool: KVPool,
+    transit: Transit | None,
+    last_tokens: jax.Array,
+    packed: jax.Array,
+    *,
+    layout: Layout,
+    bucket: Bucket,
+    rows: int,
+) -> Stepped:
+    """One shard's part of `forward`."""
+    stages = layout.stages
+    model: Decoder = nnx.merge(graphdef, _own_layers(weights, stages))
+    stage = lax.axis_index("stage") if stages > 1 else 0
+    shard = lax.axis_index("context") if layout.context > 1 else 0
+    here = unpack(lax.dynamic_index_in_dim(packed[0], stage, 0, keepdims=False), bucket)
+    x_TD = _embed(model, _tokens(unpack(packed[0, 0], bucket), last_tokens, bucket, layout.context, shard), stage, stages)
+    if transit is not None:
+        x_TD = jnp.where(stage == 0, x_TD, _arrived(transit, bucket, layout.context))
+    positions_T = _positions(here, bucket, layout.context, shard)
+    attend = paged_attend(model.cfg, here, positions_T, bucket, layout.context)
+    layers_here = None if stages == 1 else jnp.clip(len(layout.model.layers) - stage * layout.slots, 0, layout.slots)
+    x_TD, pool = model.run(x_TD, jnp.maximum(positions_T, 0), attend, pool, layers_here)
+
+    leaving = unpack(packed[0, stages - 1], bucket)
+    logits_XV = _logits(model, _drawing(x_TD, leaving, bucket, layout.context, shard), stages)
     padding = ((0, rows - bucket.rows), (0, 0))
-    draws = jnp.pad(x["draws"], padding, constant_values=last_tokens.shape[0])  # the slot past the end: draws into nothing
-    return pool, jnp.pad(model.logits(drawing_XD), padding), draws, scored
+    draws = jnp.pad(leaving["draws"], padding, constant_values=last_tokens.shape[0])  # the slot past the end: draws into nothing
+    scored = Scored(_logits(model, _chunks(x_TD, bucket, layout.context), stages), leaving["targets"]) if bucket.score else None
+    moving = None if transit is None else _departed(transit, hand_on(x_TD, stages), bucket, layout.context)
+    return Stepped(pool, moving, jnp.pad(logits_XV, padding), draws, scored)
 
 
-def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Array, bucket: Bucket) -> Attend:
-    """The `attend` of a serving step: stores the step's keys and values in their pages, then attends over pages."""
-    s, r, c = bucket.decode_rows, bucket.prefill_rows, bucket.chunk_tokens
+def _weight_specs(weights: Any, stages: int) -> Any:
+    """Layers and the vocabulary are cut over the stages."""
 
-    def attend(layer: int, q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, pool: KVPool) -> tuple[jax.Array, KVPool]:
-        pages_T, offsets_T = _places(x, positions_T, bucket, pool)
-        pool = KVPool(
-            write_pages(pool.keys, layer, k_TKH, pages_T, offsets_T),
-            write_pages(pool.values, layer, v_TKH, pages_T, offsets_T),
-        )
-        how = {"scale": cfg.attention_scale, "window": cfg.layers[layer].window, "softcap": cfg.attention_softcap}
-        n, h = q_TNH.shape[1:]
-        q, at = q_TNH[:s, None], positions_T[:s, None]
-        out = paged_attention(q, pool.keys, pool.values, layer, x["decode_table"], at, **how).reshape(s, n, h)
-        if r:
-            q, at = q_TNH[s:].reshape(r, c, n, h), positions_T[s:].reshape(r, c)
-            rest = paged_attention(q, pool.keys, pool.values, layer, x["prefill_table"], at, **how)
-            out = jnp.concatenate([out, rest.reshape(r * c, n, h)])
-        return out, pool
+    def spec(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
+        axes = variable.get_metadata("axes")
+        return variable.replace(PartitionSpec(*("stage" if name in ("stage", "vocab") and stages > 1 else None for name in axes)))
 
-    return attend
+    return nnx.from_flat_state([(path, spec(path, variable)) for path, variable in nnx.to_flat_state(weights)])
 
 
-def _places(x: dict[str, jax.Array], positions_T: jax.Array, bucket: Bucket, pool: KVPool) -> tuple[jax.Array, jax.Array]:
-    """(page, offset) of each token's KV; padding gets a page past the end, where writes are dropped."""
-    pages, page_tokens = pool.keys.shape[1], pool.keys.shape[3]
-    columns_T = jnp.maximum(positions_T, 0) // page_tokens
-    s, r, c = bucket.decode_rows, bucket.prefill_rows, bucket.chunk_tokens
-    pages_T = jnp.take_along_axis(x["decode_table"], columns_T[:s, None], axis=1)[:, 0]
-    if r:
-        rest = jnp.take_along_axis(x["prefill_table"], columns_T[s:].reshape(r, c), axis=1)
-        pages_T = jnp.concatenate([pages_T, rest.reshape(-1)])
-    return jnp.where(positions_T < 0, pages, pages_T), jnp.maximum(positions_T, 0) % page_tokens
+def _own_layers(weights: Any, stages: int) -> Any:
+    """The local weights without the axis over the stages, which has size 1 here."""
+    if stages == 1:
+        return weights
+    flat = nnx.to_flat_state(weights)
+    return nnx.from_flat_state([(path, v.replace(v.get_value()[0]) if is_staged(path, stages) else v) for path, v in flat])
+
+
+def _tokens(x: dict[str, jax.Array], last_tokens: jax.Array, bucket: Bucket, shards: int, shard: jax.Array | int) -> jax.Array:
+    """i32[T]: the token ids of a plan's step, this shard's part of each chunk."""
+    held = last_tokens.at[x["decode_slot"]].get(mode="clip")
+    tokens_S = jnp.where(x["decode_token"] < 0, held, x["decode_token"])
+    if not bucket.prefill_rows:
+        return tokens_S
+    part = bucket.chunk_tokens // shards
+    mine = x["prefill_tokens"] if shards == 1 else lax.dynamic_slice_in_dim(x["prefill_tokens"], shard * part, part, axis=1)
+    return jnp.concatenate([tokens_S, mine.reshape(-1)])
+
+
+def _positions(x: dict[str, jax.Array], bucket: Bucket, shards: int, shard: jax.Array | int) -> jax.Array:
+    """i32[T], -1 for padding."""
+    positions_S = x["decode_position"]
+    if not bucket.prefill_rows:
+        return positions_S
+    return jnp.concatenate([positions_S, chunk_positions(x, bucket.chunk_tokens // shards, shard).reshape(-1)])
+
+
+def _embed(model: Decoder, tokens_T: jax.Array, stage: Any, stages: int) -> jax.Array:
+    """The rows of the embedding, of which each stage holds a part."""
+    table_VD = model.embed.get_value()
+    if stages == 1:
+        return model.scale(table_VD[tokens_T])
+    local = tokens_T - stage * table_VD.shape[0]
+    mine = (local >= 0) & (local < table_VD.shape[0])
+    rows_TD = jnp.where(mine[:, None], table_VD[jnp.where(mine, local, 0)], 0)
+    return model.scale(lax.psum(rows_TD, "stage"))
+
+
+def _drawing(x_TD: jax.Array, leaving: dict[str, jax.Array], bucket: Bucket, shards: int, shard: jax.Array | int) -> jax.Array:
+    """[X, D]: the decode rows and the last token of each chunk, which one context shard has."""
+    if not bucket.prefill_rows:
+        return x_TD
+    s, part = bucket.decode_rows, bucket.chunk_tokens // shards
+    last_R = jnp.maximum(leaving["prefill_length"] - 1, 0)
+    at_R = s + jnp.arange(bucket.prefill_rows) * part + last_R % part
+    rows_RD = x_TD[at_R]
+    if shards > 1:
+        rows_RD = lax.psum(jnp.where((last_R // part == shard)[:, None], rows_RD, 0), "context")
+    return jnp.concatenate([x_TD[:s], rows_RD])
+
+
+def _chunks(x_TD: jax.Array, bucket: Bucket, shards: int) -> jax.Array:
+    """[R * C, D]: all tokens of the prefill block."""
+    chunks = x_TD[bucket.decode_rows :].reshape(bucket.prefill_rows, bucket.chunk_tokens // shards, -1)
+    if shards > 1:
+        chunks = lax.all_gather(chunks, "context", axis=1, tiled=True)
+    return chunks.reshape(-1, x_TD.shape[1])
+
+
+def _logits(model: Decoder, x_XD: jax.Array, stages: int) -> jax.Array:
+    """f32[X, V]. Each stage has a part of the vocabulary, the last one the activations."""
+    if stages == 1:
+        return model.logits(model.final_norm(x_XD))
+    part_XV = model.logits(model.final_norm(from_stage(x_XD, stages - 1)))
+    return lax.all_gather(part_XV, "stage", axis=1, tiled=True)
+
+
+def _arrived(transit: Transit, bucket: Bucket, shards: int) -> jax.Array:
+    """[T, D]: what the stage before handed on, in the shape of this tick."""
+    s, r, c = bucket.decode_rows, bucket.prefill_rows, bucket.chunk_tokens // shards
+    decode = transit.decode[0, :s]
+    return jnp.concatenate([decode, transit.prefill[0, :r, :c].reshape(r * c, -1)]) if r else decode
+
+
+def _departed(transit: Transit, x_TD: jax.Array, bucket: Bucket, shards: int) -> Transit:
+    s, r, c = bucket.decode_rows, bucket.prefill_rows, bucket.chunk_tokens // shards
+    decode = transit.decode.at[0, :s].set(x_TD[:s])
+    prefill = transit.prefill.at[0, :r, :c].set(x_TD[s:].reshape(r, c, -1)) if r else transit.prefill
+    return Transit(decode, prefill)

@@ -44,14 +44,19 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
-) -> jax.Array:
-    """Causal softmax attention of each query over its row's pages, queries already written to them. [X, Y, N, H]
+    shards: int = 1,
+    shard: jax.Array | int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """Causal softmax attention of each query over its row's pages, queries already written to them.
 
     A query at position p sees keys at positions [max(0, p - window + 1), p]. Scores and sums are float32; `softcap` is
-    cap * tanh(score / cap) before the mask (Gemma 2, arXiv 2408.00118).
+    cap * tanh(score / cap) before the mask (Gemma 2, arXiv 2408.00118). Where a page's tokens are spread over `shards`
+    pools, this one holds part `shard` of each page, and results are to be joined by `merge`.
+
+    Returns (out f32[X, Y, N, H], log of the sum of exponentials f32[X, Y, N]).
     """
     rows, queries, heads, head_dim = q_XYNH.shape
-    kv_heads = keys_LPKpH.shape[2]
+    kv_heads, page = keys_LPKpH.shape[2:4]
     k_XKSH = gather_pages(keys_LPKpH, layer, tables_XW)
     v_XKSH = gather_pages(values_LPKpH, layer, tables_XW)
     groups = heads // kv_heads
@@ -61,19 +66,35 @@ def paged_attention(
     scores = jnp.einsum("xkmh,xksh->xkms", q_XKMH, k_XKSH, preferred_element_type=jnp.float32)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    seen_XYS = _visible(positions_XY, k_XKSH.shape[2], window)
+    seen_XYS = _visible(positions_XY, _key_positions(k_XKSH.shape[2], page, shards, shard), window)
     scores = scores.reshape(rows, kv_heads, groups, queries, -1)
     scores = jnp.where(seen_XYS[:, None, None, :, :], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).reshape(rows, kv_heads, groups * queries, -1)
+    best = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - best)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = (weights / total).reshape(rows, kv_heads, groups * queries, -1)
     out_XKMH = jnp.einsum("xkms,xksh->xkmh", weights.astype(v_XKSH.dtype), v_XKSH, preferred_element_type=jnp.float32)
     out_XYKGH = out_XKMH.reshape(rows, kv_heads, groups, queries, head_dim).transpose(0, 3, 1, 2, 4)
-    return out_XYKGH.reshape(rows, queries, heads, head_dim).astype(q_XYNH.dtype)
+    lse_XYKG = (best + jnp.log(total))[..., 0].transpose(0, 3, 1, 2)
+    return out_XYKGH.reshape(rows, queries, heads, head_dim), lse_XYKG.reshape(rows, queries, heads)
 
 
-def _visible(positions_XY: jax.Array, keys: int, window: int | None) -> jax.Array:
-    """bool[X, Y, S]: which key positions each query may see."""
+def merge(one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The attention over two disjoint sets of keys, from the attention over each: (out [..., H], lse [...]) as `paged_attention` gives."""
+    (out_a, lse_a), (out_b, lse_b) = one, other
+    lse = jnp.logaddexp(lse_a, lse_b)
+    return out_a * jnp.exp(lse_a - lse)[..., None] + out_b * jnp.exp(lse_b - lse)[..., None], lse
+
+
+def _key_positions(keys: int, page: int, shards: int, shard: jax.Array | int) -> jax.Array:
+    """i32[keys]: the positions of one shard's keys, in the order of its table."""
     key_S = lax.iota(jnp.int32, keys)
-    seen = key_S <= positions_XY[..., None]
+    return key_S if shards == 1 else (key_S // page * shards + shard) * page + key_S % page
+
+
+def _visible(positions_XY: jax.Array, keys_S: jax.Array, window: int | None) -> jax.Array:
+    """bool[X, Y, S]: which key positions each query may see."""
+    seen = keys_S <= positions_XY[..., None]
     if window is not None:
-        seen &= key_S > positions_XY[..., None] - window
+        seen &= keys_S > positions_XY[..., None] - window
     return seen

@@ -53,14 +53,23 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens_T: jax.Array, positions_T: jax.Array, attend: Attend, cache: Any) -> tuple[jax.Array, Any]:
         """(hidden_TD after the final norm, cache). `tokens` and `positions` are int32."""
-        x_TD = self.embed.get_value()[tokens_T]
-        if self.cfg.embedding_scale != 1.0:
-            x_TD = x_TD * jnp.asarray(self.cfg.embedding_scale, x_TD.dtype)
+        x_TD, cache = self.run(self.scale(self.embed.get_value()[tokens_T]), positions_T, attend, cache)
+        return self.final_norm(x_TD), cache
+
+    def scale(self, x_TD: jax.Array) -> jax.Array:
+        """Rows of the embedding as the first layer's input."""
+        return x_TD if self.cfg.embedding_scale == 1.0 else x_TD * jnp.asarray(self.cfg.embedding_scale, x_TD.dtype)
+
+    def run(
+        self, x_TD: jax.Array, positions_T: jax.Array, attend: Attend, cache: Any, layers_here: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
+        """(x_TD behind the layers, cache). With `layers_here` only that many of the first layers count, the others are padding."""
         turns = {rope: angles(rope, self.cfg.head_dim, positions_T) for rope in {kind.rope: None for kind in self.cfg.layers}}
         for index, layer in enumerate(self.layers):
             with jax.named_scope(f"layer{index}"):
-                x_TD, cache = layer(index, x_TD, turns[self.cfg.layers[index].rope], attend, cache)
-        return self.final_norm(x_TD), cache
+                out_TD, cache = layer(index, x_TD, turns[self.cfg.layers[index].rope], attend, cache)
+                x_TD = out_TD if layers_here is None else jnp.where(index < layers_here, out_TD, x_TD)
+        return x_TD, cache
 
     def logits(self, hidden_XD: jax.Array) -> jax.Array:
         """float32 logits_XV of any rows of `hidden`, scaled and soft-capped as the config says."""

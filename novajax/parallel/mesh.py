@@ -12,9 +12,13 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from novajax.core.config import MeshConfig
 from novajax.core.errors import CapacityError, ConfigError
 
 AXES = ("data", "stage", "context", "tensor", "query")
+MANUAL_AXES = ("data", "stage", "context")
+"""What the step moves between these is written out in it (`shard_map`); over the others XLA's partitioner decides."""
+CUT_AXES = ("tensor", "query")
 
 
 def make_mesh(
@@ -35,6 +39,12 @@ def make_mesh(
         raise CapacityError(f"the mesh {shape} needs {wanted} devices; {len(found)} are here")
     grid = np.asarray(found[:wanted], dtype=object).reshape(tuple(sizes.values()))
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_for(config: MeshConfig, kv_heads: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of an engine. Raises ConfigError or CapacityError as the functions below and above do."""
+    tensor, query = split_tensor_parallel(config.tensor_parallel, kv_heads)
+    return make_mesh(config.data, config.stage, config.context, tensor, query, devices)
 
 
 def split_tensor_parallel(tensor_parallel: int, kv_heads: int) -> tuple[int, int]:

@@ -17,17 +17,19 @@ Rules = Mapping[str, tuple[str, ...]]
 
 DEFAULT_RULES: Rules = MappingProxyType(
     {
+        "stage": ("stage",),
         "embed": (),
         "mlp": ("tensor", "query"),
         "heads": ("tensor", "query"),
         "kv_heads": ("tensor",),
         "head_dim": (),
-        "vocab": ("tensor", "query"),
+        "vocab": ("stage", "tensor", "query"),
         "experts": (),
     }
 )
 """Experts are cut like a dense MLP, across their width: it works for any number of experts, every device has the same
-work whatever the router chooses, and a layer keeps its two all-reduces."""
+work whatever the router chooses, and a layer keeps its two all-reduces. The vocabulary is cut over the stages too, so
+that the embedding and the head are not copied to each."""
 
 
 def partition_spec(mesh: Mesh, logical_axes: tuple[str | None, ...], shape: tuple[int, ...], rules: Rules = DEFAULT_RULES) -> PartitionSpec:
@@ -52,6 +54,15 @@ def partition_spec(mesh: Mesh, logical_axes: tuple[str | None, ...], shape: tupl
             cuts = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in wanted)
             raise ConfigError(f"{name}={size} of an array {logical_axes} {shape} does not divide by {parts} ({cuts})", param=name)
         entries.append(wanted or None)
+    return PartitionSpec(*entries)
+
+
+def only(axes: tuple[str, ...], spec: PartitionSpec) -> PartitionSpec:
+    """The part of `spec` that names these mesh axes: what a shard_map that is manual over them is told."""
+    entries = []
+    for entry in spec:
+        kept = tuple(axis for axis in ((entry,) if isinstance(entry, str) else entry or ()) if axis in axes)
+        entries.append(kept or None)
     return PartitionSpec(*entries)
 
 

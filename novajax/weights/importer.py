@@ -120,10 +120,13 @@ def _read_shard(
     stacked = [axis for axis, letter in enumerate(right) if letter not in left]
     bits = np.dtype(f"u{leaf.dtype.itemsize}")
     for piece in _pieces(leaf, bounds, _stored(directory, leaf).itemsize):
-        name = leaf.tensors[tuple(piece[axis].start for axis in stacked)]
+        here = tuple(slice(part.start - start, part.stop - start) for part, (start, _) in zip(piece, bounds, strict=True))
+        name = leaf.tensors.get(tuple(piece[axis].start for axis in stacked))
+        if name is None:  # a layer that this pipeline stage does not have
+            out.view(bits)[here] = 0
+            continue
         read = directory.read(name, source_slice(leaf.axes, leaf.shape, piece), scratch.raw)
         values = place(leaf.axes, leaf.shape, piece, _converted(read, leaf.dtype, scratch))
-        here = tuple(slice(part.start - start, part.stop - start) for part, (start, _) in zip(piece, bounds, strict=True))
         # As plain integers: numpy moves those faster than a dtype it does not know, and without the interpreter's lock.
         _store(out.view(bits)[here], values.view(bits))
         advance(values.size * read.dtype.itemsize)

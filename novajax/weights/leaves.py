@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from novajax.core.errors import WeightsError
-from novajax.models.families.keys import Mapping, match, source_shape
+from novajax.models.families.keys import Mapping, Match, match, source_shape
 from novajax.weights.manifest import array_name
 from novajax.weights.safetensors import SafetensorsDirectory
 
@@ -21,6 +21,8 @@ Path = tuple[Any, ...]
 """Of a parameter in the state, e.g. ("layers", 3, "attention", "q")."""
 Bounds = tuple[tuple[int, int], ...]
 """(start, stop) of each dimension."""
+STAGE = "stage"
+"""The letter of the axis on which layers of different pipeline stages are stacked."""
 
 
 class Leaf(msgspec.Struct, frozen=True):
@@ -50,14 +52,21 @@ class Leaf(msgspec.Struct, frozen=True):
         return sum(math.prod(stop - start for start, stop in bounds) for bounds in self.local_slices()) * self.dtype.itemsize
 
 
-def plan_leaves(directory: SafetensorsDirectory, key_map: tuple[Mapping, ...], state: nnx.State, shardings: nnx.State) -> tuple[Leaf, ...]:
-    """Which tensors make which parameter, in the order they lie in the files.
+def plan_leaves(
+    directory: SafetensorsDirectory,
+    key_map: tuple[Mapping, ...],
+    state: nnx.State,
+    shardings: nnx.State,
+    places: dict[Path, tuple[Path, int]] | None = None,
+) -> tuple[Leaf, ...]:
+    """Which tensors make which parameter, in the order they lie in the files. `places`: `models.stages.stage_places`, where
+    layers are stacked over pipeline stages; a stage that lacks a layer has zeros there.
 
     Raises WeightsError naming the tensor and its file, or the parameter: nothing is unmapped, unfilled, filled twice, or
     of another shape or dtype.
     """
     wanted = {path: variable for path, variable in nnx.to_flat_state(state)}
-    places: dict[Path, dict[tuple[int, ...], str]] = {}
+    tensors_of: dict[Path, dict[tuple[int, ...], str]] = {}
     axes: dict[Path, str] = {}
     for name, tensor in directory.tensors.items():
         file = directory.directory / tensor.file
@@ -67,6 +76,7 @@ def plan_leaves(directory: SafetensorsDirectory, key_map: tuple[Mapping, ...], s
             raise WeightsError(f"{file}: {error.message}") from None
         if found is None:
             continue
+        found = _placed(found, places or {})
         if found.path not in wanted:
             raise WeightsError(f"{file}: {name!r} would be {array_name(found.path)}, which this model does not have")
         shape = tuple(wanted[found.path].shape)
@@ -78,16 +88,18 @@ def plan_leaves(directory: SafetensorsDirectory, key_map: tuple[Mapping, ...], s
         index = tuple(found.stacked[letter] for letter in right if letter in found.stacked)
         if any(found.stacked[letter] >= size for letter, size in zip(right, shape, strict=True) if letter in found.stacked):
             raise WeightsError(f"{file}: {name!r} is beyond the {list(shape)} of {array_name(found.path)}")
-        tensors = places.setdefault(found.path, {})
+        tensors = tensors_of.setdefault(found.path, {})
         if index in tensors or axes.setdefault(found.path, found.axes) != found.axes:
             raise WeightsError(f"{file}: {name!r} and {next(iter(tensors.values()))!r} are both for {array_name(found.path)}")
         tensors[index] = name
     leaves = []
     targets = dict(nnx.to_flat_state(shardings))
     for path, variable in wanted.items():
-        shape, tensors = tuple(variable.shape), places.get(path, {})
+        shape, tensors = tuple(variable.shape), tensors_of.get(path, {})
         left, right = letters(axes.get(path, "->"))
-        needed = math.prod(size for letter, size in zip(right, shape, strict=False) if letter not in left)
+        needed = math.prod(size for letter, size in zip(right, shape, strict=False) if letter not in (*left, STAGE))
+        if STAGE in right:
+            needed *= sum(place == path[:2] for place, _ in (places or {}).values())
         if len(tensors) != needed:
             missing = f"{len(tensors)} of its {needed} tensors are there" if tensors else "no tensor is for it"
             raise WeightsError(f"{directory.directory}: the parameter {array_name(path)} cannot be filled: {missing}")
@@ -95,6 +107,17 @@ def plan_leaves(directory: SafetensorsDirectory, key_map: tuple[Mapping, ...], s
     files = {file: number for number, file in enumerate(directory.files)}
     order = {name: (files[tensor.file], tensor.start) for name, tensor in directory.tensors.items()}
     return tuple(sorted(leaves, key=lambda leaf: min(order[name] for name in leaf.tensors.values())))
+
+
+def _placed(found: Match, places: dict[Path, tuple[Path, int]]) -> Match:
+    """The same tensor's place in the run tree. A layer beyond the model's keeps its path, which no parameter has."""
+    if found.path[0] != "layers" or not places:
+        return found
+    if found.path[:2] not in places:
+        return Match(("layers", f"{found.path[1]} (no such layer)", *found.path[2:]), found.axes, found.stacked)
+    place, stage = places[found.path[:2]]
+    left, _, right = found.axes.partition("->")
+    return Match((*place, *found.path[2:]), f"{left}-> {STAGE} {right}", {STAGE: stage} | found.stacked)
 
 
 def letters(axes: str) -> tuple[list[str], list[str]]:

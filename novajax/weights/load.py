@@ -21,6 +21,7 @@ from novajax.core.errors import WeightsError
 from novajax.models.config import ModelConfig
 from novajax.models.decoder import abstract_model
 from novajax.models.families.registry import key_map
+from novajax.models.stages import stage_places, staged_model
 from novajax.parallel.rules import state_shardings
 from novajax.telemetry.progress import Progress, Report
 from novajax.weights.describe import Description, describe
@@ -81,12 +82,13 @@ def load_model(
     if dtype is None:
         dtype = jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
     dtype = jnp.dtype(dtype)
-    graphdef, state = nnx.split(abstract_model(description.config, dtype))
+    stages = mesh.shape["stage"]
+    graphdef, state = staged_model(description.config, stages, dtype)
     shardings = state_shardings(mesh, state)
     if description.manifest is None:
-        state, content = _import(description, state, shardings, progress, verify)
+        state, content = _import(description, state, shardings, stages, progress, verify)
     else:
-        state = _restore(description.directory, description.manifest, state, shardings, progress, verify)
+        state = _restore(description.directory, description.manifest, state, shardings, stages, progress, verify)
         content = [description.manifest.digest]
     digest = hashlib.sha256(msgspec.json.encode((description.config, str(dtype), content))).hexdigest()
     size_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -95,10 +97,11 @@ def load_model(
 
 
 def _import(
-    description: Description, state: nnx.State, shardings: nnx.State, progress: Report, verify: bool
+    description: Description, state: nnx.State, shardings: nnx.State, stages: int, progress: Report, verify: bool
 ) -> tuple[nnx.State, list[Any]]:
     with SafetensorsDirectory(description.directory) as directory:
-        leaves = plan_leaves(directory, key_map(description.foreign, description.config), state, shardings)
+        places = stage_places(description.config, stages)
+        leaves = plan_leaves(directory, key_map(description.foreign, description.config), state, shardings, places)
         paths = [directory.directory / file for file in directory.files]
         with FileHashes(paths if verify else ()) as hashes, progress(source_bytes(directory, leaves), "B", "load weights") as shown:
             arrays = dict(import_leaves(directory, leaves, shown))
@@ -108,7 +111,9 @@ def _import(
     return nnx.from_flat_state(filled), content
 
 
-def _restore(directory: Path, manifest: Manifest, state: nnx.State, shardings: nnx.State, progress: Report, verify: bool) -> nnx.State:
+def _restore(
+    directory: Path, manifest: Manifest, state: nnx.State, shardings: nnx.State, stages: int, progress: Report, verify: bool
+) -> nnx.State:
     _, sealed = nnx.split(abstract_model(manifest.model, jnp.dtype(manifest.dtype)))
     if spec_digest(sealed) != manifest.spec_digest:
         raise WeightsError(f"{directory}: sealed by version {manifest.version} with another parameter tree: convert the model again")
@@ -126,7 +131,7 @@ def _restore(directory: Path, manifest: Manifest, state: nnx.State, shardings: n
                 for entry in of_array[name] if verify else ():
                     check_hash(directory, entry, hashes)
 
-            return restore_arrays(directory / ARRAYS, state, shardings, manifest.dtype, shown, check)
+            return restore_arrays(directory / ARRAYS, state, shardings, manifest.dtype, shown, check, stage_places(manifest.model, stages))
 
 
 def _checked_hash(path: Path, hashes: FileHashes) -> str:

@@ -7,9 +7,9 @@ imported when used: it costs a start that does not need it nothing.
 """
 
 import logging
+import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,13 @@ from flax import nnx
 from novajax.core.errors import WeightsError
 from novajax.telemetry.progress import Reporter
 from novajax.weights.manifest import array_name
+from novajax.weights.stacked import Path, restore_stacked
 
 GROUP_BYTES = 512 << 20
 """Restored at a time."""
 
 
-def save_arrays(directory: Path, state: nnx.State, progress: Reporter) -> None:
+def save_arrays(directory: pathlib.Path, state: nnx.State, progress: Reporter) -> None:
     """Writes every array of `state` under `directory`, which must not exist. Raises WeightsError when writing fails."""
     import orbax.checkpoint as ocp
 
@@ -37,22 +38,28 @@ def save_arrays(directory: Path, state: nnx.State, progress: Reporter) -> None:
 
 
 def restore_arrays(
-    directory: Path,
+    directory: pathlib.Path,
     state: nnx.State,
     shardings: nnx.State,
     stored_dtype: str,
     progress: Reporter,
     check: Callable[[str], None] = lambda name: None,
+    places: dict[Path, tuple[Path, int]] | None = None,
 ) -> nnx.State:
     """`state` (abstract) with the arrays under `directory`, on their devices, in the dtypes of `state`.
 
-    `check(name)` is called for each parameter before it is read. Raises WeightsError.
+    `check(name)` is called for each parameter before it is read. `places`: `models.stages.stage_places`, where layers are
+    stacked over pipeline stages. Raises WeightsError.
     """
     import orbax.checkpoint as ocp
 
     targets = dict(nnx.to_flat_state(shardings))
     leaves = nnx.to_flat_state(state)
     filled = []
+    if places:
+        layers = [(path, variable) for path, variable in leaves if path[0] == "layers"]
+        leaves = [(path, variable) for path, variable in leaves if path[0] != "layers"]
+        filled = restore_stacked(directory, layers, targets, places, progress, check)
     with _quiet(), ocp.Checkpointer(_handler()) as checkpointer:
         for group in _groups(leaves, jnp.dtype(stored_dtype).itemsize):
             wanted = {}

@@ -100,7 +100,7 @@ def test_an_upload_unpacks_to_what_was_packed():
     prefill = (PrefillRow(1, 16, (5, 6, 7), (3, 4), True, False, -1, draw, False),)
     plan = StepPlan(4, decode, prefill, (), 4, table.prefill[0])
     bucket = table.choose(2, table.prefill[0], 3, False)
-    x = {name: np.asarray(array) for name, array in inputs.unpack(jnp.asarray(inputs.pack(plan, bucket, 4)), bucket).items()}
+    x = {name: np.asarray(array) for name, array in inputs.unpack(jnp.asarray(inputs.pack(plan, bucket, 1, 4)[0]), bucket).items()}
     assert x["decode_slot"][:3].tolist() == [2, 0, 4][: len(x["decode_slot"])]
     assert x["decode_token"][:2].tolist() == [-1, 99]
     assert x["decode_position"][:2].tolist() == [40, 3]
@@ -113,6 +113,6 @@ def test_an_upload_unpacks_to_what_was_packed():
     assert (np.uint32(d["seed_high"][0]), d["seed_low"].view(np.uint32)[0]) == (123, 0xFFFFFFF0)
     sampled = bucket.decode_rows
     assert (d["slot"][sampled], d["position"][sampled], d["ban_ends"][0]) == (1, 19, 1)
-    padded = inputs.unpack(jnp.asarray(inputs.pack(None, bucket, 4)), bucket)
+    padded = inputs.unpack(jnp.asarray(inputs.pack(None, bucket, 1, 4)[0]), bucket)
     assert set(np.asarray(padded["decode_position"]).tolist()) == {inputs.PADDING}
     assert set(np.asarray(padded["draws"])[:, 0].tolist()) == {4}

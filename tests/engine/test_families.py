@@ -14,6 +14,7 @@ import pytest
 
 from novajax.engine import inputs, step
 from novajax.engine.buckets import Bucket
+from novajax.engine.layout import Layout
 from novajax.kv.pool import KVPool, abstract_pool
 from novajax.parallel.mesh import make_mesh
 from novajax.scheduler.plan import DecodeRow, Draw, PrefillRow, StepPlan
@@ -31,7 +32,8 @@ class Stepper:
     """A model, its pool, and the two compiled shapes of a lone sequence."""
 
     def __init__(self, name: str):
-        loaded = load_model(NANO / name, make_mesh(devices=jax.devices()[:1]), jnp.float32, progress=Silent)
+        mesh = make_mesh(devices=jax.devices()[:1])
+        loaded = load_model(NANO / name, mesh, jnp.float32, progress=Silent)
         cfg = loaded.config
         pool = abstract_pool(len(cfg.layers), PAGES, cfg.kv_heads, PAGE, cfg.head_dim, jnp.dtype(jnp.float32))
         # What earlier owners left in the pages must not matter.
@@ -39,12 +41,22 @@ class Stepper:
         self.pages = tuple(int(page) for page in np.random.default_rng(0).permutation(PAGES)[:8])
         self.last = jnp.zeros(1, jnp.int32)
         self._weights = loaded.state
-        self._forward = jax.jit(partial(step.forward, loaded.graphdef), static_argnames=("bucket", "rows"), donate_argnums=1)
+        self._layout = Layout(mesh, cfg)
+        self.forward = jax.jit(
+            partial(step.forward, loaded.graphdef, layout=self._layout), static_argnames=("bucket", "rows"), donate_argnums=1
+        )
 
     def run(self, plan: StepPlan, bucket: Bucket) -> np.ndarray:
-        packed = jnp.asarray(inputs.pack(plan, bucket, 1))
-        self.pool, logits_XV, _, _ = self._forward(self._weights, self.pool, self.last, packed, bucket=bucket, rows=bucket.rows)
-        return np.asarray(logits_XV)
+        return np.asarray(self.step(plan, bucket, bucket.rows).logits)
+
+    def arguments(self, plan: StepPlan | None, bucket: Bucket) -> tuple:
+        packed = jnp.asarray(inputs.pack(plan, bucket, 1, 1))[:, None]
+        return self._weights, self.pool, None, self.last, packed
+
+    def step(self, plan: StepPlan | None, bucket: Bucket, rows: int) -> step.Stepped:
+        stepped = self.forward(*self.arguments(plan, bucket), bucket=bucket, rows=rows)
+        self.pool = stepped.pool
+        return stepped
 
 
 def greedy(model: Stepper, prompt: list[int], count: int) -> list[int]:
@@ -74,8 +86,7 @@ def test_padding_writes_nothing():
     model = Stepper("llama2")
     before = jax.tree.map(np.asarray, model.pool)
     bucket = Bucket(2, 1, CHUNK, len(model.pages))
-    packed = jnp.asarray(inputs.pack(None, bucket, 1))
-    model.pool, logits, _, _ = model._forward(model._weights, model.pool, model.last, packed, bucket=bucket, rows=5)
+    logits = model.step(None, bucket, 5).logits
     after = jax.tree.map(np.asarray, model.pool)
     assert isinstance(after, KVPool)
     assert np.array_equal(before.keys, after.keys)
@@ -88,8 +99,7 @@ def test_the_pool_is_written_in_place():
     """Donated and aliased: no copy of the pool in the compiled step."""
     model = Stepper("llama3")
     bucket = Bucket(2, 1, CHUNK, len(model.pages))
-    packed = jnp.asarray(inputs.pack(None, bucket, 1))
-    compiled = model._forward.lower(model._weights, model.pool, model.last, packed, bucket=bucket, rows=3).compile()
+    compiled = model.forward.lower(*model.arguments(None, bucket), bucket=bucket, rows=3).compile()
     analysis = compiled.memory_analysis()
     pool_bytes = model.pool.keys.nbytes + model.pool.values.nbytes
     assert analysis is not None

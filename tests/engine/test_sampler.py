@@ -16,7 +16,7 @@ sample = jax.jit(sampler.sample, static_argnames="variant")
 def draws_of(rows: list[DecodeRow]) -> jax.Array:
     bucket = Bucket(len(rows), 0, 0, 1)
     plan = StepPlan(0, tuple(rows), (), (), len(rows), None)
-    return inputs.unpack(jnp.asarray(inputs.pack(plan, bucket, SLOTS)), bucket)["draws"]
+    return inputs.unpack(jnp.asarray(inputs.pack(plan, bucket, 1, SLOTS)[0]), bucket)["draws"]
 
 
 def row(slot: int = 0, position: int = 3, *, ban_ends: bool = False, **draw) -> DecodeRow:

@@ -1,0 +1,71 @@
+"""Serving attention: a step's keys and values go into their pages, then queries attend over pages.
+
+An island: every device has the heads it computed and the KV heads of its pool.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from novajax.engine.buckets import Bucket
+from novajax.kernels import context
+from novajax.kernels.attention import paged_attention, write_pages
+from novajax.kv.pool import KVPool
+from novajax.models.attention import Attend
+from novajax.models.config import ModelConfig
+from novajax.parallel.island import island
+
+_HEADS = (None, "heads", None)
+_KV_HEADS = (None, "kv_heads", None)
+_POOL: Any = (None, None, "kv_heads", None, None)
+
+
+def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Array, bucket: Bucket, shards: int) -> Attend:
+    """The `attend` of a serving step. `x` is the unpacked plan, `shards` the size of the context axis."""
+    s, r, part = bucket.decode_rows, bucket.prefill_rows, bucket.chunk_tokens // shards
+
+    def attend(layer: int, q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, pool: KVPool) -> tuple[jax.Array, KVPool]:
+        window = cfg.layers[layer].window
+        how = {"scale": cfg.attention_scale, "window": window, "softcap": cfg.attention_softcap, "shards": shards}
+
+        def local(q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, KVPool]:
+            shard = lax.axis_index(context.AXIS) if shards > 1 else jnp.int32(0)
+
+            def store(held: KVPool, k: jax.Array, v: jax.Array, at_XY: jax.Array, tables_XW: jax.Array) -> KVPool:
+                pages, page = held.keys.shape[1], held.keys.shape[3]
+                where = [a.reshape(-1) for a in context.places(at_XY, tables_XW, page, pages, shards, shard)]
+                return KVPool(write_pages(held.keys, layer, k, *where), write_pages(held.values, layer, v, *where))
+
+            def store_chunk(part_of: tuple[jax.Array, jax.Array], source: jax.Array, held: KVPool) -> KVPool:
+                return store(held, *part_of, chunk_positions(x, part, source), x["prefill_table"])
+
+            def look(q_XYNH: jax.Array, tables_XW: jax.Array, at_XY: jax.Array) -> tuple[jax.Array, jax.Array]:
+                return paged_attention(q_XYNH, held.keys, held.values, layer, tables_XW, at_XY, shard=shard, **how)
+
+            # All writes come before all reads, or XLA would have to keep a copy of the pool for the reads between.
+            at_S1 = positions_T[:s, None]
+            held = store(KVPool(keys, values), k[:s], v[:s], at_S1, x["decode_table"])
+            if r:
+                held = context.share((k[s:], v[s:]), store_chunk, held, shards)
+            out = context.split(look(q[:s, None], x["decode_table"], at_S1), shards)[:, 0]
+            if r:
+                chunks = context.ring(
+                    q[s:].reshape(r, part, *q.shape[1:]),
+                    lambda q, source: look(q, x["prefill_table"], chunk_positions(x, part, source)),
+                    shards,
+                )
+                out = jnp.concatenate([out, chunks.reshape(r * part, *q.shape[1:])])
+            return out.astype(q.dtype), held
+
+        cut = island(local, (_HEADS, _KV_HEADS, _KV_HEADS, _POOL, _POOL), (_HEADS, KVPool(_POOL, _POOL)))
+        return cut(q_TNH, k_TKH, v_TKH, pool.keys, pool.values)
+
+    return attend
+
+
+def chunk_positions(x: dict[str, jax.Array], part: int, shard: jax.Array | int) -> jax.Array:
+    """i32[R, part]: the positions of one context shard's part of each chunk, -1 for padding."""
+    steps = shard * part + jnp.arange(part)[None, :]
+    return jnp.where(steps < x["prefill_length"][:, None], x["prefill_start"][:, None] + steps, -1)
