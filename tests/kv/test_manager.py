@@ -50,6 +50,22 @@ def test_full_pages_are_found_again_but_the_last_token_is_always_computed():
     assert (kv.query_tokens, kv.hit_tokens) == (36, 20)
 
 
+def test_what_a_lease_would_find_can_be_asked_before():
+    kv = manager()
+    served(kv, TOKENS[:9])
+    before = counts(kv), kv.query_tokens
+    chain = kv.chain("", "")
+    assert [kv.cached_tokens(TOKENS[:9], chain, most, cached_multiple=m) for most, m in ((None, 1), (7, 1), (None, 8), (7, 8))] == [
+        8,
+        4,
+        8,
+        0,
+    ]
+    assert kv.cached_tokens(TOKENS[:9], kv.chain("", "other")) == 0
+    assert manager(prefix_cache=False).cached_tokens(TOKENS[:9], chain) == 0
+    assert (counts(kv), kv.query_tokens) == before
+
+
 def test_only_committed_pages_are_found():
     kv = manager()
     lease = kv.lease(TOKENS[:12], kv.chain("", ""))

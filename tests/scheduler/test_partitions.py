@@ -87,6 +87,16 @@ def test_the_longest_cached_prefix_decides_then_pages():
     assert [partitions_of(one, f"r{i}") for i in (4, 5)] == [[0], [1]]
 
 
+def test_pages_count_before_slots():
+    one = world()
+    one.add(PROMPT * 4, max_tokens=20, **FREE)
+    for _ in range(3):
+        one.add(PROMPT[:4], max_tokens=30, **FREE)
+        step(one, 6)
+    assert [partitions_of(one, f"r{i}") for i in range(4)] == [[0], [1], [1], [1]]
+    one.run()
+
+
 def test_a_full_partition_leaves_its_cached_prefix_unused():
     one = world(slots=1)
     for _ in range(3):
@@ -158,6 +168,8 @@ def test_statistics_are_sums_and_a_fault_of_any_partition_is_found():
     assert len(one.scheduler.check()) == 1
     assert one.scheduler.stats()["identity_violations"] == 1
     one.scheduler._partitions[1]._free.pop()
+    with pytest.raises(ContextTooLong, match="28 tokens"):  # a page less in one partition: who fits only the other might end up here
+        one.scheduler.add(Request(id="a", prompt=PROMPT, sampling=SamplingParams(max_tokens=19)), 0.0)
     assert one.scheduler.check() == ["slots [4] are taken and [6, 7] are free, of 4"]
 
 

@@ -61,6 +61,24 @@ def test_no_tick_is_empty_and_each_sequence_decodes_every_p_ticks(stages, in_fli
         assert all(b - a == stages for numbers in times.values() for a, b in pairwise(numbers))
 
 
+@pytest.mark.parametrize(
+    ("waits_ticks", "stages", "now"),
+    [
+        ([], 3, 0),
+        ([1, 2], 3, 0),
+        ([0] * 5, 1, 5),
+        ([0, 0, 0, 0], 2, 2),
+        ([0, 0, 0, 1], 2, 2),
+        ([0, 0, 2, 1], 3, 2),
+        ([0, 0, 2, 2], 3, 1),  # the next tick would be empty
+        ([0, 2, 2], 3, 1),  # one tick of the two stays empty: rather the later one
+        ([0, 0], 4, 1),
+    ],
+)
+def test_a_plan_takes_an_even_share_of_the_decoding_sequences(waits_ticks, stages, now):
+    assert share(waits_ticks, stages) == now
+
+
 def test_the_load_finds_its_balance_again_after_any_change():
     rng = random.Random(3)
     for _ in range(500):
