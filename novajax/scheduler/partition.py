@@ -97,3 +97,18 @@ def deal(slots: int, kvs: Listed[KVManager]) -> list[Partition]:
     if len({(kv.page_tokens, kv.total, kv.chain("", "").root) for kv in kvs}) != 1:
         raise ConfigError("the partitions differ in page size, pages, key, weights or KV format")
     return [Partition(range(i * each, (i + 1) * each), kv) for i, kv in enumerate(kvs)]
+
+
+def totals(partitions: Listed[Partition]) -> dict[str, int]:
+    """The sums that `core.types.Stats` wants. O(partitions)."""
+    kvs = [partition.kv for partition in partitions]
+    return {
+        "requests_running": sum(len(partition.running) for partition in partitions),
+        "kv_pages_free": sum(kv.free for kv in kvs),
+        "kv_pages_cached": sum(kv.cached for kv in kvs),
+        "kv_pages_held": sum(kv.held for kv in kvs),
+        "kv_pages_total": sum(kv.total for kv in kvs),
+        "prefix_query_tokens": sum(kv.query_tokens for kv in kvs),
+        "prefix_hit_tokens": sum(kv.hit_tokens for kv in kvs),
+        "identity_violations": sum(kv.violations for kv in kvs) + sum(partition.slot_violations for partition in partitions),
+    }

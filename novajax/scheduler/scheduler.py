@@ -23,7 +23,7 @@ from novajax.kv.manager import KVManager, Lease
 from novajax.scheduler import admission, placement, policy, prompts
 from novajax.scheduler.admission import Limits
 from novajax.scheduler.budget import Shapes
-from novajax.scheduler.partition import Partition, deal
+from novajax.scheduler.partition import Partition, deal, totals
 from novajax.scheduler.pipeline import Pipeline, Row, share
 from novajax.scheduler.plan import DecodeRow, PrefillRow, Seat, StepPlan, TokenResult
 from novajax.scheduler.sequence import Sequence, State
@@ -122,18 +122,8 @@ class Scheduler:
 
     def stats(self) -> dict[str, int]:
         """The fields of `core.types.Stats` that are known here, over all partitions. O(partitions)."""
-        partitions, kvs = self._partitions, [partition.kv for partition in self._partitions]
-        return self._counts | {
-            "requests_running": sum(len(partition.running) for partition in partitions),
-            "requests_waiting": len(self._waiting),
-            "kv_pages_free": sum(kv.free for kv in kvs),
-            "kv_pages_cached": sum(kv.cached for kv in kvs),
-            "kv_pages_held": sum(kv.held for kv in kvs),
-            "kv_pages_total": sum(kv.total for kv in kvs),
-            "prefix_query_tokens": sum(kv.query_tokens for kv in kvs),
-            "prefix_hit_tokens": sum(kv.hit_tokens for kv in kvs),
-            "identity_violations": sum(kv.violations for kv in kvs) + sum(partition.slot_violations for partition in partitions),
-        }
+        waiting = {"requests_waiting": len(self._waiting)}
+        return self._counts | waiting | totals(self._partitions)
 
     def check(self) -> list[str]:
         """Recounts pages and slots, O(pages). Returns violations; they are counted, those of pages repaired, never raised."""
