@@ -44,6 +44,7 @@ def plan_config(tree: LlmEngine) -> PlanConfig:
         chip=gpus.kind,
         nodes=tree.workers.replicas,
         gpus_per_node=gpus.count,
+        host_storage=tree.workers.resources.storage,
         network_bandwidth=min(rates, key=parse_bytes_per_s, default=None),
         layout=axes,
         profile=tree.model.quantization,

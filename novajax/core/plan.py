@@ -17,6 +17,8 @@ class PlanConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """None: the chip's usual host."""
     network_bandwidth: str | None = None
     """A host's, one direction, like 3200Gbps. None: the chip's usual host."""
+    host_storage: str | None = None
+    """Bytes a host keeps its checkpoint in, like 8Ti. None: enough."""
     layout: str = "auto"
     """auto, or axes like tensor=8,stage=2; replicas fill the rest of the booking."""
     profile: str = "bf16"

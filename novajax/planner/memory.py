@@ -58,18 +58,9 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     """Sequences of prompt + output tokens that are held at once, by the replica."""
 
-    @property
-    def all_weights_bytes(self) -> int:
-        return sum(self.weights_bytes.values())
-
-    @property
-    def kv_pool_bytes(self) -> int:
-        return self.pages * self.page_bytes
-
-    @property
-    def free_bytes(self) -> int:
-        used = self.all_weights_bytes + self.sampling_bytes + self.activation_bytes + self.runtime_bytes + self.kv_pool_bytes
-        return self.hbm_bytes - used
+    all_weights_bytes: int
+    kv_pool_bytes: int
+    free_bytes: int
 
 
 def layer_weights_bytes(sizes: ModelSizes, profile: Profile, layout: Layout) -> dict[str, int]:
@@ -177,6 +168,9 @@ def plan_memory(sizes: ModelSizes, profile: Profile, layout: Layout, cluster: Cl
         page_tokens=logical,
         kv_tokens=pages * logical * layout.data,
         rows=min(rows, pages // mean * layout.data),
+        all_weights_bytes=sum(weights.values()),
+        kv_pool_bytes=pages * page,
+        free_bytes=left - pages * page,
     )
 
 

@@ -43,18 +43,11 @@ class StepBound(msgspec.Struct, frozen=True, kw_only=True):
     links_s: float
     collectives: tuple[Collective, ...]
 
-    @property
-    def seconds(self) -> float:
-        return max(self.math_s, self.hbm_s, self.links_s)
-
-    @property
-    def serial_s(self) -> float:
-        return self.math_s + self.hbm_s + self.links_s
-
-    @property
-    def binds(self) -> Literal["math", "HBM", "links"]:
-        times: list[tuple[float, Literal["math", "HBM", "links"]]] = [(self.math_s, "math"), (self.hbm_s, "HBM"), (self.links_s, "links")]
-        return max(times)[1]
+    seconds: float
+    """The bound: the largest of the three."""
+    serial_s: float
+    """Their sum."""
+    binds: Literal["math", "HBM", "links"]
 
 
 def step(sizes: ModelSizes, profile: Profile, layout: Layout, cluster: Cluster, work: Work) -> StepBound:
@@ -97,15 +90,23 @@ def step(sizes: ModelSizes, profile: Profile, layout: Layout, cluster: Cluster, 
     layers = slots_per_stage(sizes, layout.stage)
     tokens = Tokens(work.decode_rows, work.prefill_tokens, work.drawing_rows)
     said = collectives(sizes, layout, cluster, layers, tokens, item_bytes(profile.activations))
+    parts: dict[Literal["math", "HBM", "links"], float] = {
+        "math": sum(times.values()),
+        "HBM": (read + kv) / chip.hbm_bytes_per_s,
+        "links": sum(one.seconds for one in said),
+    }
     return StepBound(
         matmul_flop=flop,
         attention_flop=attention,
         weights_read_bytes=read,
         kv_read_bytes=kv,
-        math_s=sum(times.values()),
-        hbm_s=(read + kv) / chip.hbm_bytes_per_s,
-        links_s=sum(one.seconds for one in said),
+        math_s=parts["math"],
+        hbm_s=parts["HBM"],
+        links_s=parts["links"],
         collectives=said,
+        seconds=max(parts.values()),
+        serial_s=sum(parts.values()),
+        binds=max(parts, key=lambda name: parts[name]),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import msgspec
 
 from novajax.core.errors import CapacityError, ConfigError
-from novajax.planner.formats import Profile, profile
+from novajax.planner.formats import Profile
 from novajax.planner.hardware import Cluster
 from novajax.planner.layout import TENSOR, Layout, span, split_tensor
 from novajax.planner.memory import Demand, Memory, plan_memory
@@ -46,6 +46,12 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     bounds: Bounds | None = None
     refused: str = ""
     missed: tuple[str, ...] = ()
+
+    def fitted(self) -> tuple[Memory, Bounds]:
+        """Both. Raises CapacityError for a refused candidate."""
+        if self.memory is None or self.bounds is None:
+            raise CapacityError(f"{self.layout.name()} in {self.profile}: {self.refused}", param="layout")
+        return self.memory, self.bounds
 
 
 def evaluate(sizes: ModelSizes, form: Profile, layout: Layout, booking: Cluster, demand: Demand, wanted: Wanted) -> Candidate:
@@ -94,26 +100,18 @@ def layouts(sizes: ModelSizes, devices: int) -> Iterator[Layout]:
 def choose_page_tokens(demand: Demand, context: int) -> tuple[int, str]:
     """(tokens of a page on one device, why)."""
     mean = demand.prompt_tokens + demand.output_tokens
-    for tokens in PAGES:
-        waste = tokens * context / 2 / mean
-        if waste <= MOST_WASTE or tokens == PAGES[-1]:
-            spread = f" (a logical page of {tokens * context} over {context} devices)" if context > 1 else ""
-            break
+    tokens = next((size for size in PAGES if size * context / 2 <= MOST_WASTE * mean), PAGES[-1])
+    spread = f" (a logical page of {tokens * context} over {context} devices)" if context > 1 else ""
+    waste = tokens * context / 2 / mean
     return tokens, f"pages of {tokens} tokens{spread}: half a page empty wastes {waste:.1%} of a mean request of {mean:,} tokens"
 
 
-def search(sizes: ModelSizes, profile_name: str, booking: Cluster, demand: Demand, wanted: Wanted, *, choose_pages: bool) -> list[Candidate]:
-    """All candidates, best first, refused ones behind. profile 'auto' stops at the first profile of which anything fits."""
-    found: list[Candidate] = []
-    for name in PROFILES_BY_QUALITY if profile_name == "auto" else (profile_name,):
-        form, tried = profile(name), []
-        for layout in layouts(sizes, booking.devices):
-            pages = choose_page_tokens(demand, layout.context)[0] if choose_pages else demand.page_tokens
-            asked = msgspec.structs.replace(demand, page_tokens=pages)
-            tried.append(evaluate(sizes, form, layout, booking, asked, wanted))
-        found += tried
-        if any(one.bounds for one in tried):
-            break
+def search(sizes: ModelSizes, form: Profile, booking: Cluster, demand: Demand, wanted: Wanted, *, choose_pages: bool) -> list[Candidate]:
+    """Every layout in one profile, best first, refused ones behind."""
+    found = []
+    for layout in layouts(sizes, booking.devices):
+        pages = choose_page_tokens(demand, layout.context)[0] if choose_pages else demand.page_tokens
+        found.append(evaluate(sizes, form, layout, booking, msgspec.structs.replace(demand, page_tokens=pages), wanted))
     return sorted(found, key=_rank)
 
 
@@ -122,7 +120,7 @@ def best(candidates: list[Candidate]) -> Candidate:
     for one in candidates:
         if one.bounds:
             return one
-    reasons = "; ".join(f"{one.layout.name()} {one.profile}: {one.refused}" for one in _closest(candidates))
+    reasons = "; ".join(f"{one.layout.name()} {one.profile}: {one.refused}" for one in closest(candidates))
     raise CapacityError(f"no layout of these devices fits: {reasons}", param="layout")
 
 
@@ -133,8 +131,8 @@ def crossing(layout: Layout, booking: Cluster) -> str:
         return ""
     near, far = booking.chip.nvlink_bytes_per_s / 1e9, booking.network_bytes_per_s / 1e9
     return (
-        f"tensor {layout.tensor_parallel} crosses hosts: each group spans {over.hosts} hosts of {booking.gpus_per_host} GPUs, so its two all-reduces "
-        f"a layer go over the network at {far:.4g} GB/s a GPU in place of NVLink's {near:.4g} GB/s"
+        f"tensor {layout.tensor_parallel} crosses hosts: each group spans {over.hosts} hosts of {booking.gpus_per_host} GPUs, so its two "
+        f"all-reduces a layer go over the network at {far:.4g} GB/s a GPU in place of NVLink's {near:.4g} GB/s"
     )
 
 
@@ -149,8 +147,7 @@ def nearest_better(asked: Candidate, candidates: list[Candidate], booking: Clust
 
     def distance(one: Candidate) -> tuple[int, float]:
         pairs = [(getattr(one.layout, name), getattr(asked.layout, name)) for name in ("stage", "context", "tensor_parallel", "replicas")]
-        assert one.bounds is not None  # noqa: S101  (filtered above)
-        return sum(abs(a.bit_length() - b.bit_length()) for a, b in pairs), -one.bounds.total_serial_tokens_per_s
+        return sum(abs(a.bit_length() - b.bit_length()) for a, b in pairs), -one.fitted()[1].total_serial_tokens_per_s
 
     return min(better, key=distance, default=None)
 
@@ -160,10 +157,10 @@ def _rank(one: Candidate) -> tuple[bool, int, float, int]:
     return one.bounds is None, len(one.missed), -tokens, one.layout.group_devices
 
 
-def _closest(candidates: list[Candidate]) -> list[Candidate]:
-    """Three refusals worth reading: those for lack of memory, of the largest groups."""
-    short = [one for one in candidates if one.refused.startswith("does not fit")] or candidates
-    return sorted(short, key=lambda one: -one.layout.group_devices)[:3]
+def closest(candidates: list[Candidate], count: int = 3) -> list[Candidate]:
+    """The refusals worth reading: those for lack of memory that cut the weights most, with the fewest other axes."""
+    short = [one for one in candidates if one.refused.startswith("does not fit")] or [one for one in candidates if one.refused]
+    return sorted(short, key=lambda one: (-one.layout.tensor_parallel * one.layout.stage, one.layout.context, one.layout.stage))[:count]
 
 
 def _divisors(number: int) -> list[int]:
