@@ -18,7 +18,8 @@ MAX_ALTERNATIVES = 64
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Priority = Literal["high", "medium", "low"]
-Phase = Literal["starting", "loading", "compiling", "ready", "draining", "failed"]
+Phase = Literal["starting", "loading", "compiling", "ready", "draining", "restarting", "stuck", "failed"]
+"""restarting: it served, died and is being started again. stuck: it has work and completes no step; a restart follows."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +66,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     """Prefix pages are shared only between requests of the same salt (tenant)."""
     adapter: str = ""
+    resumed: tuple[int, ...] = ()
+    """Output tokens delivered already, before an engine was lost: the answer goes on behind them, and max_tokens,
+    min_tokens, penalties and usage count them as output."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -143,6 +147,18 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int | None = None
 
 
+class Component(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of an engine as its supervisor sees it."""
+
+    rank: int
+    phase: str
+    pid: int | None = None
+    host: str = ""
+    step: int = 0
+    """Plans completed in this epoch."""
+    detail: str = ""
+
+
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """A backend's state now. Counters only grow; None means unmeasured."""
 
@@ -169,3 +185,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     startup: dict[str, float] = {}
     """Seconds by phase of the start: import, load, allocate, compile ..."""
+    epoch: int = 0
+    """Counts the starts of the engine's processes; 0: nobody counts."""
+    components: tuple[Component, ...] = ()
+    restarts: dict[str, int] = {}
+    """Restarts of the engine's processes by reason."""
+    recovery_s: float | None = None
+    """From the detection of the last fault to serving again."""

@@ -21,7 +21,7 @@ from novajax.core.errors import CapacityError, ConfigError
 from novajax.core.types import ModelCard, Phase
 from novajax.engine.buckets import BucketTable, make_table
 from novajax.engine.capacity import Capacity, memory_limit_bytes, plan_capacity
-from novajax.engine.compiler import compile_programs, use_compile_cache
+from novajax.engine.compiler import CompileCounter, compile_programs, use_compile_cache
 from novajax.engine.engine import Engine
 from novajax.engine.executor import Executor
 from novajax.engine.layout import DECODE_TRANSIT, POOL, PREFILL_TRANSIT, ROWS, Layout
@@ -78,7 +78,7 @@ def make_engine(config: EngineConfig, prepared: Prepared, runner: Runner) -> Eng
     _, loaded, capacity, table, max_context_tokens, timeline = prepared
     scheduler = make_scheduler(config, loaded, capacity, table, max_context_tokens)
     card = make_card(config, loaded, capacity, max_context_tokens)
-    return Engine(card, scheduler, runner, MonotonicClock(), config.in_flight, timeline.seconds)
+    return Engine(card, scheduler, runner, MonotonicClock(), config.in_flight, timeline.seconds, CompileCounter())
 
 
 def open_executor(config: EngineConfig, announce: Announce = lambda phase, detail: None) -> Prepared:

@@ -5,14 +5,22 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Protocol
 
 from novajax.core.clock import Clock
 from novajax.core.errors import EngineFailed, InternalError, NovaError, Unavailable
 from novajax.core.types import ModelCard, Phase, Request, Stats, Update
-from novajax.engine.compiler import CompileCounter
 from novajax.engine.loop import Loop
 from novajax.engine.runner import Runner
 from novajax.scheduler.scheduler import Scheduler
+
+
+class Compilations(Protocol):
+    """Counts what is compiled although everything should be."""
+
+    @property
+    def count(self) -> int: ...
+    def close(self) -> None: ...
 
 
 class _Stream:
@@ -28,7 +36,16 @@ class _Stream:
 class Engine:
     """A ready engine. Owns the loop, the device memory and the compile counter; `close` frees them."""
 
-    def __init__(self, card: ModelCard, scheduler: Scheduler, executor: Runner, clock: Clock, in_flight: int, startup: dict[str, float]):
+    def __init__(
+        self,
+        card: ModelCard,
+        scheduler: Scheduler,
+        executor: Runner,
+        clock: Clock,
+        in_flight: int,
+        startup: dict[str, float],
+        compilations: Compilations,
+    ):
         self._card = card
         self._scheduler = scheduler
         self._executor = executor
@@ -39,9 +56,14 @@ class Engine:
         self._detail = ""
         self._emptied: asyncio.Event | None = None
         """While draining: set when the last stream has ended."""
-        self._compiled = CompileCounter()
+        self._compiled = compilations
         self._loop = Loop(scheduler, executor, in_flight=in_flight, clock=clock, publish=self._publish, failed=self._failed)
         self._loop.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether work is unfinished; any thread may ask."""
+        return self._loop.busy
 
     async def card(self) -> ModelCard:
         return self._card
