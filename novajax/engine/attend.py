@@ -30,7 +30,7 @@ def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Arr
         window = cfg.layers[layer].window
         how = {"scale": cfg.attention_scale, "window": window, "softcap": cfg.attention_softcap, "shards": shards}
 
-        def local(q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, KVPool]:
+        def local(q: jax.Array, k: jax.Array, v: jax.Array, pool: KVPool, x: dict[str, jax.Array], positions_T: jax.Array) -> Any:
             shard = lax.axis_index(context.AXIS) if shards > 1 else jnp.int32(0)
 
             def store(held: KVPool, k: jax.Array, v: jax.Array, at_XY: jax.Array, tables_XW: jax.Array) -> KVPool:
@@ -46,7 +46,7 @@ def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Arr
 
             # All writes come before all reads, or XLA would have to keep a copy of the pool for the reads between.
             at_S1 = positions_T[:s, None]
-            held = store(KVPool(keys, values), k[:s], v[:s], at_S1, x["decode_table"])
+            held = store(pool, k[:s], v[:s], at_S1, x["decode_table"])
             if r:
                 held = context.share((k[s:], v[s:]), store_chunk, held, shards)
             out = context.split(look(q[:s, None], x["decode_table"], at_S1), shards)[:, 0]
@@ -59,8 +59,9 @@ def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Arr
                 out = jnp.concatenate([out, chunks.reshape(r * part, *q.shape[1:])])
             return out.astype(q.dtype), held
 
-        cut = island(local, (_HEADS, _KV_HEADS, _KV_HEADS, _POOL, _POOL), (_HEADS, KVPool(_POOL, _POOL)))
-        return cut(q_TNH, k_TKH, v_TKH, pool.keys, pool.values)
+        pools = KVPool(_POOL, _POOL)
+        cut = island(local, (_HEADS, _KV_HEADS, _KV_HEADS, pools, (), ()), (_HEADS, pools))
+        return cut(q_TNH, k_TKH, v_TKH, pool, x, positions_T)
 
     return attend
 

@@ -69,7 +69,7 @@ def compile_programs(
     """Lowers and compiles the whole table; the arguments may be abstract, with their shardings. Shows its progress."""
     slots, vocab = state.counts.shape
     everywhere = layout.sharding(EVERYWHERE)
-    sample_jit = jax.jit(layout.per_partition(sampler.sample, (ROWS, EVERYWHERE)), static_argnames="variant", donate_argnums=0)
+    sample_jit = jax.jit(layout.per_partition(_sample, (ROWS, ROWS, EVERYWHERE)), static_argnames="variant", donate_argnums=0)
     score_jit = jax.jit(layout.per_partition(sampler.score, (EVERYWHERE,) * 4))
     seat_jit = jax.jit(sampler.seat, donate_argnums=0, out_shardings=layout.sharding(ROWS))
 
@@ -114,6 +114,12 @@ def compile_programs(
         seat=done["seat"],
         temp_bytes=max(made.memory_analysis().temp_size_in_bytes for made in done.values()),
     )
+
+
+def _sample(state: SamplingState, logits_XV: jax.Array, draws: jax.Array, *, variant: Variant) -> tuple[Any, jax.Array, jax.Array]:
+    """`sampler.sample`, its tokens once for `score` beside their logits and once for the host."""
+    state, tokens_X = sampler.sample(state, logits_XV, draws, variant=variant)
+    return state, tokens_X, tokens_X
 
 
 def lower_forward(

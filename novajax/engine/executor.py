@@ -76,7 +76,7 @@ class Executor:
             stepped = self._forward(forward, bucket)
             for (rows, _), sample in self._programs.sample.items():
                 if rows * self._layout.data == stepped.logits.shape[0]:
-                    self._state, tokens_X = sample(self._state, stepped.logits, stepped.draws)
+                    self._state, tokens_X, _ = sample(self._state, stepped.logits, stepped.draws)
                     jax.block_until_ready(self._score(stepped.logits, tokens_X))
             if stepped.scored is not None:
                 jax.block_until_ready(self._score(*stepped.scored))
@@ -94,8 +94,8 @@ class Executor:
             return None
         drawing = [row.draw for row in (*leaving.decode, *leaving.prefill) if row.last]
         sample = self._programs.sample[stepped.logits.shape[0] // self._layout.data, _variant(drawing)]
-        self._state, tokens_X = sample(self._state, stepped.logits, stepped.draws)
-        scores = self._score(stepped.logits, tokens_X) if any(d.logprobs >= 0 for d in drawing) else None
+        self._state, drawn_X, tokens_X = sample(self._state, stepped.logits, stepped.draws)
+        scores = self._score(stepped.logits, drawn_X) if any(d.logprobs >= 0 for d in drawing) else None
         scoring = stepped.scored is not None and any(row.score for row in leaving.prefill)
         prompt_scores = self._score(*stepped.scored) if stepped.scored is not None and scoring else None
         for array in (tokens_X, *(scores or ()), *(prompt_scores or ())):

@@ -1,0 +1,145 @@
+"""Run in a process of its own: the same questions to an engine on one device and to engines on meshes of virtual devices.
+
+Prints one line for each (model, mesh). Exits 1 if any token differs, unless the best two log probabilities there are
+closer than 1e-3.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import msgspec
+
+from novajax.core.config import EngineConfig, MeshConfig
+from novajax.core.errors import ConfigError
+from novajax.core.types import Request, SamplingParams, Update
+from novajax.engine.build import open_engine
+from novajax.engine.layout import Layout
+from novajax.kv.pool import page_bytes
+from novajax.parallel.mesh import mesh_for
+from novajax.weights.describe import describe
+
+NEAR_TIE = 1e-3
+PROMPTS = 6
+PAGE = 8
+POOL_TOKENS = 144
+"""Of each partition: too few for four sequences."""
+
+
+class Answer(msgspec.Struct):
+    tokens: list[int]
+    gaps: list[float]
+
+
+def questions(vocab: int, context: int) -> list[tuple[tuple[int, ...], SamplingParams]]:
+    """Prompts with a common beginning (prefix hits), one longer than a chunk; greedy, seeded and with penalties."""
+    common = tuple((7 * i + 3) % (vocab - 8) + 4 for i in range(2 * PAGE + 1))
+    asked = []
+    for number in range(PROMPTS):
+        own = tuple((11 * i + 5 * number) % (vocab - 8) + 4 for i in range(3 + (40 if number == 1 else 4 * number)))
+        prompt = (common + own)[: context - 20]
+        how = [
+            {"temperature": 0.0},
+            {"temperature": 0.8, "seed": 7, "top_p": 0.9},
+            {"temperature": 0.9, "seed": 3, "presence_penalty": 0.5},
+        ]
+        asked.append((prompt, SamplingParams(max_tokens=12, ignore_eos=True, logprobs=2, **how[number % 3])))
+    return asked
+
+
+async def ask(engine, asked) -> list[Answer]:
+    async def one(number: int, prompt: tuple[int, ...], sampling: SamplingParams) -> Answer:
+        answer = Answer([], [])
+        async for update in engine.submit(Request(id=f"r{number}", prompt=prompt, sampling=sampling)):
+            take(answer, update)
+        return answer
+
+    first = await one(0, *asked[0])  # alone, so that the others find its pages
+    return [first, *await asyncio.gather(*(one(number, *of) for number, of in enumerate(asked[1:], start=1)))]
+
+
+def take(answer: Answer, update: Update) -> None:
+    answer.tokens += update.tokens
+    for scores in update.logprobs:
+        best = sorted((value for _, value in scores.top), reverse=True)
+        answer.gaps.append(best[0] - best[1] if len(best) > 1 else 1.0)
+
+
+def answers(model: Path, mesh: MeshConfig) -> tuple[list[Answer], dict[str, float]]:
+    """Few pages, so that sequences are preempted; small chunks, so that prompts come in several."""
+    cfg = describe(model).config
+    layout = Layout(mesh_for(mesh, cfg.kv_heads, jax.devices()), cfg)
+    one_page_bytes = page_bytes(layout.slots, cfg.kv_heads, PAGE, cfg.head_dim, jnp.float32) // layout.mesh.shape["tensor"]
+    config = EngineConfig(
+        model=str(model),
+        mesh=mesh,
+        max_rows=4 * mesh.data,
+        page_tokens=PAGE,
+        chunk_tokens=16,
+        max_context_tokens=64,
+        kv_bytes=POOL_TOKENS // (PAGE * mesh.context) * one_page_bytes,
+    )
+
+    async def run():
+        engine = open_engine(config)
+        card = await engine.card()
+        found = await ask(engine, questions(card.vocab_size, 64))
+        stats = await engine.stats()
+        await engine.close()
+        if stats.identity_violations or stats.compilations_after_ready:
+            raise AssertionError(stats)
+        return found, {"hits": stats.prefix_hit_tokens, "preemptions": stats.preemptions}
+
+    return asyncio.run(run())
+
+
+def compare(model: Path, mesh: MeshConfig, wanted: list[Answer]) -> bool:
+    name = " ".join(f"{axis}={size}" for axis, size in msgspec.to_builtins(mesh).items() if size > 1)
+    began = time.monotonic()
+    try:
+        found, stats = answers(model, mesh)
+    except ConfigError as error:
+        print(f"{model.name} | {name} | refused: {error.message}", flush=True)
+        return True
+    same, ties = True, []
+    for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
+        at = next((i for i, (a, b) in enumerate(zip(one.tokens, other.tokens, strict=False)) if a != b), None)
+        if at is not None and other.gaps[at] < NEAR_TIE:
+            ties.append(f"request {number} token {at}: gap {other.gaps[at]:.1e}")
+        elif at is not None or len(one.tokens) != len(other.tokens):
+            same = False
+    verdict = (
+        "same" if same else f"DIFFERENT {[(a.tokens, b.tokens) for a, b in zip(found, wanted, strict=True) if a.tokens != b.tokens][:2]}"
+    )
+    print(
+        f"{model.name} | {name} | {verdict}{' near ties: ' + '; '.join(ties) if ties else ''} | {stats} | {time.monotonic() - began:.1f} s",
+        flush=True,
+    )
+    return same
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    pairs = dict(part.split("=") for part in text.split(","))
+    return msgspec.convert({{"tensor": "tensor_parallel"}.get(key, key): int(value) for key, value in pairs.items()}, MeshConfig)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", nargs="+", type=Path, required=True)
+    parser.add_argument("--meshes", nargs="+", required=True)
+    args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+    good = True
+    for model in args.models:
+        wanted, _ = answers(model, MeshConfig())
+        for mesh in args.meshes:
+            good &= compare(model, parse_mesh(mesh), wanted)
+    return 0 if good else 1
+
+
+sys.exit(main())
