@@ -100,9 +100,14 @@ def local_shape(array: Array, layout: Layout) -> tuple[int, ...]:
 
 
 def slots_per_stage(sizes: ModelSizes, stages: int) -> int:
-    """Layers that each stage holds, masked ones included: ceil(layers / stages) rounded up to whole pattern periods."""
+    """Layers that each stage holds, masked ones included: ceil(layers / stages) rounded up to whole pattern periods.
+
+    Raises ConfigError when layers of different kinds would meet in one slot.
+    """
     if stages == 1:
         return len(sizes.layers)
+    if sizes.period == len(sizes.layers) > 1:
+        raise ConfigError(f"stage={stages}: the {len(sizes.layers)} layers have no repeating pattern of kinds to cut at", param="stage")
     least = -(-len(sizes.layers) // stages)
     return -(-least // sizes.period) * sizes.period
 

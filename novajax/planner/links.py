@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from novajax.planner.hardware import HOP_S, Cluster
-from novajax.planner.layout import TENSOR, VOCAB, Layout, Span, span
+from novajax.planner.layout import TENSOR, Layout, Span, span
 from novajax.planner.sizes import ModelSizes
 
 Kind = Literal["all-reduce", "all-gather", "collective-permute"]
@@ -46,28 +46,33 @@ def collectives(sizes: ModelSizes, layout: Layout, cluster: Cluster, layers: int
     local = tokens.decode_rows + tokens.prefill_tokens / layout.context  # T of one device: only prompts are cut over context
     hidden = local * sizes.embed * item
     heads = sizes.heads // layout.tensor_parallel
+    drawn = tokens.drawing_rows
     found: list[Collective | None] = [
-        _make("all-reduce", "embedding", VOCAB, 1, hidden, layout, cluster),
+        _make("all-reduce", "embedding", TENSOR, 1, hidden, layout, cluster),
+        _make("all-reduce", "embedding, over stages", ("stage",), 1, hidden, layout, cluster),
         _make("all-reduce", "attention output", TENSOR, layers, hidden, layout, cluster),
         _make("all-reduce", "mlp output", TENSOR, layers, hidden, layout, cluster),
-        _make(
-            "all-reduce", "rows that draw, from the last stage", ("stage",), 1, tokens.drawing_rows * sizes.embed * item, layout, cluster
-        ),
-        _make("all-gather", "logits", VOCAB, 1, tokens.drawing_rows * sizes.vocab * 4, layout, cluster),
+        _make("all-reduce", "rows that draw, from the last stage", ("stage",), 1, drawn * sizes.embed * item, layout, cluster),
+        _make("all-gather", "logits, over stages", ("stage",), 1, drawn * sizes.vocab / layout.tensor_parallel * 4, layout, cluster),
+        _make("all-gather", "logits", TENSOR, 1, drawn * sizes.vocab * 4, layout, cluster),
         _make("collective-permute", "hidden states to the next stage", ("stage",), 1, hidden, layout, cluster),
     ]
     ring = layout.context
     if ring > 1 and tokens.prefill_tokens:
         chunk = tokens.prefill_tokens / ring
         keys = 2 * chunk * sizes.kv_heads // layout.tensor * sizes.head_dim * item
-        queries = chunk * heads * (sizes.head_dim * (item + 4) + 2 * 4)  # with float32 accumulators, maxima and sums
+        sums = chunk * heads * sizes.head_dim * 4  # float32
+        queries = chunk * heads * (sizes.head_dim * item + 4) + sums  # with their partial results and log-sum-exp
         found.append(
             _make("collective-permute", "keys and values round the ring", ("context",), layers * (ring - 1), keys, layout, cluster)
         )
-        found.append(_make("collective-permute", "queries round the ring", ("context",), layers * ring, queries, layout, cluster))
+        found.append(_make("collective-permute", "queries round the ring", ("context",), layers * (ring - 1), queries, layout, cluster))
+        found.append(_make("collective-permute", "results home", ("context",), layers, sums, layout, cluster))
     if ring > 1 and tokens.decode_rows:
-        partial = tokens.decode_rows * heads * (sizes.head_dim + 1) * 4
-        found.append(_make("all-reduce", "partial attention, log-sum-exp", ("context",), layers, partial, layout, cluster))
+        weights = tokens.decode_rows * heads * 4
+        partial = weights * (sizes.head_dim + 1)
+        found.append(_make("all-reduce", "largest log-sum-exp", ("context",), layers, weights, layout, cluster))
+        found.append(_make("all-reduce", "partial attention", ("context",), layers, partial, layout, cluster))
     return tuple(one for one in found if one is not None)
 
 

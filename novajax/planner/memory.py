@@ -103,21 +103,31 @@ def device_kv_token_bytes(sizes: ModelSizes, profile: Profile, layout: Layout) -
 def activation_bytes(sizes: ModelSizes, profile: Profile, layout: Layout, demand: Demand, rows: int) -> int:
     """A bound on one step's temporaries and outputs, doubled because the next step is enqueued while one runs.
 
-    `engine.capacity.step_reserve_bytes` for one device: gathered pages with scores, activations, or logits with filters.
+    `engine.capacity.step_reserve_bytes` for the largest buckets: gathered pages with scores and activations, or logits with filters, those
+    of a whole chunk in a step that scores it. A tick of a pipeline has its share of the rows.
     """
-    item, keys = item_bytes(profile.activations), demand.context_tokens / layout.context
-    decode = max(1, rows // (layout.data * layout.stage))
-    chunk = -(-demand.chunk_tokens // layout.context)
-    gathered = 2 * (decode + 1) * keys * sizes.kv_heads / layout.tensor * sizes.head_dim * item
-    heads = sizes.heads / layout.tensor_parallel
-    scores = 4 * 4 * heads * keys * max(decode, chunk)
-    widths = [
-        a.shape[-1] * kind.experts_per_token for kind in sizes.kinds for a in kind.arrays if a.component == "mlp" and a.axes[-1] == "mlp"
+    item, cut = item_bytes(profile.activations), layout.tensor_parallel
+    decode = max(1, -(-rows // (layout.data * layout.stage)))
+    chunk = min(demand.chunk_tokens, demand.context_tokens)
+    several = (min(4, decode), min(64, chunk))
+    prefill = [(1, chunk)] if layout.stage > 1 else [(1, chunk), several]
+    scored = chunk if layout.stage > 1 else min(chunk, 64)
+    keys = -(-demand.context_tokens // (demand.page_tokens * layout.context)) * demand.page_tokens
+    wide = [
+        array.shape[-1] * kind.experts_per_token
+        for kind in sizes.kinds
+        for array in kind.arrays
+        if array.component == "mlp" and array.axes[-1] == "mlp" and len(array.axes) > 1
     ]
-    width = max(widths, default=0) / layout.tensor_parallel
-    activations = 4 * (decode + chunk) * (4 * sizes.embed + 3 * width + 3 * heads * sizes.head_dim)
-    logits = 4 * 6 * sizes.vocab * (decode + 1)
-    return math.ceil(2 * max(gathered + scores + activations, logits))
+    width = 3 * max(wide, default=0) + 3 * sizes.heads * sizes.head_dim
+    logits = 4 * 6 * sizes.vocab * (decode + 1 + decode + scored)
+    worst = logits
+    for count, tokens in prefill:
+        gathered = 2 * (decode + count) * keys * -(-sizes.kv_heads // cut) * sizes.head_dim * item
+        scores = 4 * 4 * -(-sizes.heads // cut) * keys * max(decode, count * tokens)
+        activations = 4 * (decode + count * tokens) * (4 * sizes.embed + width // cut)
+        worst = max(worst, gathered + scores + activations)
+    return 2 * worst
 
 
 def plan_memory(sizes: ModelSizes, profile: Profile, layout: Layout, cluster: Cluster, demand: Demand) -> Memory:

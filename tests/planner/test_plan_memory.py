@@ -6,15 +6,17 @@ import msgspec
 import pytest
 from planner_world import architecture, tiny, tiny_config, toy_cluster
 
+from novajax.core.config import EngineConfig, MeshConfig
 from novajax.core.errors import CapacityError, ConfigError
-from novajax.engine.capacity import ACCELERATOR_SHARE
+from novajax.engine.buckets import make_table
+from novajax.engine.capacity import ACCELERATOR_SHARE, step_reserve_bytes
 from novajax.models.decoder import parameter_count
 from novajax.models.sizes import model_sizes
 from novajax.parallel.mesh import split_tensor_parallel
 from novajax.planner.formats import SCALE_BYTES, array_bytes, profile, profiles
 from novajax.planner.hardware import USABLE_SHARE, cluster
 from novajax.planner.layout import Layout, parse_layout, slots_per_stage, span, split_tensor, stage_kinds
-from novajax.planner.memory import Demand, kv_token_bytes, layer_weights_bytes, model_bytes, plan_memory, weights_bytes
+from novajax.planner.memory import Demand, activation_bytes, kv_token_bytes, layer_weights_bytes, model_bytes, plan_memory, weights_bytes
 
 LAYER, NORMS, ENDS = 592, 16, 32 * 8 * 2 + 8
 BF16 = profile("bf16")
@@ -47,6 +49,16 @@ def test_host_arithmetic_agrees_with_the_device_half():
         assert split_tensor(tensor_parallel, kv_heads) == split_tensor_parallel(tensor_parallel, kv_heads)
     with pytest.raises(ConfigError, match="one must divide the other"):
         split_tensor(6, 8)
+
+
+@pytest.mark.parametrize(("tensor", "query", "context"), [(1, 1, 1), (2, 2, 1), (8, 1, 2)])
+def test_activations_are_the_engines_own_reserve(tensor, query, context):
+    cfg = architecture("8b")
+    mesh = MeshConfig(tensor_parallel=tensor * query, context=context)
+    config = EngineConfig(model="m", mesh=mesh, max_rows=16, max_context_tokens=4096, chunk_tokens=512)
+    engine = step_reserve_bytes(cfg, make_table(config, 4096, on_cpu=False), config.page_tokens, 2, mesh.tensor_parallel)
+    demand = Demand(context_tokens=4096, chunk_tokens=512, page_tokens=config.page_tokens)
+    assert activation_bytes(model_sizes(cfg), BF16, Layout(tensor=tensor, query=query, context=context), demand, 16) == engine
 
 
 def test_weights_are_cut_over_tensor_query_and_stage():

@@ -48,13 +48,15 @@ def test_collectives_of_tensor_parallelism_by_hand():
 def test_stages_and_context_have_their_own_collectives():
     said = {one.what for one in collectives(tiny(), Layout(stage=2, context=2), toy_cluster(2), 2, Tokens(3, 4, 3), 2)}
     assert said == {
-        "embedding",
+        "embedding, over stages",
         "rows that draw, from the last stage",
-        "logits",
+        "logits, over stages",
         "hidden states to the next stage",
         "keys and values round the ring",
         "queries round the ring",
-        "partial attention, log-sum-exp",
+        "results home",
+        "largest log-sum-exp",
+        "partial attention",
     }
 
 
