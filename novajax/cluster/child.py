@@ -1,96 +1,141 @@
-"""Runs the engine as a child process and keeps a RemoteBackend connected to it.
+"""The front end's hold on its engine: a supervisor of the engine's processes, and a Backend that outlives them.
 
-The front end is the parent: a dying engine takes no client connection with it, and a dying parent takes the engine along
-(the child asks the kernel for that). An engine that served and then died is started again, with growing pauses; one that
-never became ready is not, since it would fail the same way.
+With one process the supervisor runs in here; a group has one of its own, which is started again when it dies or falls
+silent: its ranks die with it. `backend` is valid for the object's whole life.
 """
 
 import asyncio
-import os
+import secrets
 import shutil
-import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import structlog
 
+from novajax.cluster.hosts import Event, LocalHost
+from novajax.cluster.process import ChildProcess, process_state
 from novajax.cluster.remote import RemoteBackend
+from novajax.cluster.replay import ReplayingBackend
+from novajax.cluster.settings import ClusterSettings, GroupStatus, Order, Place
+from novajax.cluster.supervisor import Supervisor
 from novajax.core.config import EngineConfig
-from novajax.core.errors import ConfigError, EngineFailed
+from novajax.core.errors import ConfigError
 
 CONNECT_POLL_S = 0.02
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-STEADY_S = 60.0
-"""An engine that served this long starts the count of pauses anew."""
-STOP_WAIT_S = 5.0
+STOP_WAIT_S = 8.0
+GONE_WAIT_S = 5.0
 
 
 class EngineProcess:
-    """Owns the child and its socket directory. `backend` is valid for the object's whole life."""
+    """Owns the engine's processes, their secret and their socket directory."""
 
-    def __init__(self, config: EngineConfig, arguments: Sequence[str] = ("-m", "novajax.worker")):
-        self.backend = RemoteBackend()
-        self._config = config
-        self._arguments = arguments
+    def __init__(
+        self,
+        config: EngineConfig,
+        settings: ClusterSettings = ClusterSettings(),
+        place: Place = Place(),
+        *,
+        secret: bytes | None = None,
+        command: Sequence[str] = ("-m", "novajax.worker"),
+        environment: Mapping[str, str] = {},
+    ):
+        """`environment`: the ranks' whole environment, empty for this process's own."""
+        self._remote = RemoteBackend()
+        self.backend = ReplayingBackend(self._remote, settings)
         self._directory = tempfile.mkdtemp(prefix="novajax-")  # mode 0700
-        self._process: asyncio.subprocess.Process | None = None
-        self.restarts = 0
+        self._order = Order(
+            config=config,
+            settings=settings,
+            place=place,
+            secret=secret or secrets.token_bytes(32),
+            directory=self._directory,
+            command=tuple(command),
+            environment=dict(environment),
+        )
+        self._status = GroupStatus(epoch=0, phase="starting")
+        self._told_s = time.monotonic()
+        self._child: ChildProcess | None = None
+        self._attaching: asyncio.Task[None] | None = None
+        self._attached = ""
+        self._supervisor_restarts = 0
 
     async def run(self) -> None:
-        """Keeps an engine running until cancelled. Raises ConfigError if it cannot start at all."""
-        pause_s = FIRST_PAUSE_S
-        while True:
-            began = asyncio.get_running_loop().time()
-            code = await self._run_once()
-            served = self.backend.was_ready
-            reason = f"its process ended with code {code}"
-            if not served:
-                self.backend.lost("failed", reason)
-                raise ConfigError(f"the engine did not start: {reason}")
-            self.backend.lost("starting", reason)
-            if asyncio.get_running_loop().time() - began > STEADY_S:
-                pause_s = FIRST_PAUSE_S
-            structlog.get_logger().error("the engine died and is started again", code=code, pause_s=pause_s)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            self.restarts += 1
+        """Keeps the engine running until cancelled. Raises ConfigError if it cannot start at all."""
+        alone = self._order.settings.processes == 1 and self._order.place.count == 1
+        reason = await (self._supervise() if alone else self._keep_supervisor())
+        self._remote.lost("failed", reason)
+        raise ConfigError(f"the engine did not start: {reason}")
 
     async def close(self) -> None:
-        """Ends the child and removes its socket. Idempotent."""
+        """Ends the processes and removes their sockets. Idempotent; `run` must be cancelled."""
         await self.backend.close()
-        if self._process is not None and self._process.returncode is None:
-            self._process.terminate()
+        if self._attaching is not None:
+            self._attaching.cancel()
+        if self._child is not None and self._child.running:
+            self._child.terminate()
             try:
-                await asyncio.wait_for(self._process.wait(), STOP_WAIT_S)
+                await asyncio.wait_for(self._child.wait(), STOP_WAIT_S)
             except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
+                self._child.kill()
+                await self._child.wait()
+            await self._ranks_gone()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    async def _run_once(self) -> int:
-        """Starts a child, connects, and waits for its end. Its exit code."""
-        path = os.path.join(self._directory, f"engine-{self.restarts}.sock")
-        self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *self._arguments,
-            f"--socket={path}",
-            stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,  # the terminal's Ctrl-C is for the parent, which drains first
-        )
-        if process.stdin is None:
-            raise EngineFailed("the engine process has no input")
-        ended = asyncio.create_task(process.wait())
-        try:
-            process.stdin.write(msgspec.json.encode(self._config))
-            process.stdin.close()
+    async def _supervise(self) -> str:
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        return await Supervisor(self._order, [LocalHost(self._order, events.put_nowait)], events, self._heard).run()
+
+    async def _keep_supervisor(self) -> str:
+        """A supervisor as a child of its own, always one. Returns why the group was given up."""
+        bound_s = max(self._order.settings.stall_s, 3.0)
+        while True:
+            ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            self._child = ChildProcess(self._heard, GroupStatus, ended.set_result)
+            self._told_s = time.monotonic()
+            await self._child.start(("-m", "novajax.supervise"), msgspec.json.encode(self._order))
             while not ended.done():
-                try:
-                    await self.backend.connect(path)
-                    break
-                except OSError:
-                    await asyncio.wait({ended}, timeout=CONNECT_POLL_S)
-            return await asyncio.shield(ended)
-        except asyncio.CancelledError:
-            ended.cancel()
-            raise
+                await asyncio.wait({ended}, timeout=0.5)
+                if not ended.done() and time.monotonic() - self._told_s > bound_s:
+                    structlog.get_logger("novajax.front").error("the supervisor says nothing and is killed", for_s=bound_s)
+                    self._child.kill()
+                    await ended
+            if self._status.fatal:
+                return self._status.fatal
+            self._supervisor_restarts += 1
+            epoch = self._status.epoch + 1
+            structlog.get_logger("novajax.front").error("the supervisor died and is started again", code=ended.result(), epoch=epoch)
+            self._remote.lost("restarting" if self._remote.was_ready else "starting", "its supervisor died")
+            await self._ranks_gone()
+            self._order = msgspec.structs.replace(self._order, first_epoch=epoch, served_before=self._remote.was_ready)
+            self._heard(msgspec.structs.replace(self._status, epoch=epoch, phase="restarting", socket="", components=()))
+
+    def _heard(self, status: GroupStatus) -> None:
+        self._told_s = time.monotonic()
+        if self._supervisor_restarts:
+            restarts = status.restarts | {"supervisor": self._supervisor_restarts}
+            status = msgspec.structs.replace(status, restarts=restarts)
+        self._status = status
+        self._remote.heard(status)
+        if status.socket and status.socket != self._attached:
+            self._attached = status.socket
+            if self._attaching is not None:
+                self._attaching.cancel()
+            self._attaching = asyncio.create_task(self._attach(status.socket))
+
+    async def _attach(self, path: str) -> None:
+        """Connects to the leader of an epoch as soon as it listens."""
+        while True:
+            try:
+                await self._remote.connect(path)
+                return
+            except OSError:
+                await asyncio.sleep(CONNECT_POLL_S)
+
+    async def _ranks_gone(self) -> None:
+        """Waits for the ranks of a dead supervisor: they die with it, and their memory must be free before the next ones start."""
+        pids = [component.pid for component in self._status.components if component.pid]
+        deadline_s = time.monotonic() + GONE_WAIT_S
+        while time.monotonic() < deadline_s and any(process_state(pid) not in ("", "Z", "X") for pid in pids):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)  # nobody tells: they are no children of this process

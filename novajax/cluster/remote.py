@@ -5,6 +5,8 @@ import itertools
 import os
 from collections.abc import AsyncIterator
 
+import msgspec
+
 from novajax.cluster.channel import (
     Abort,
     AskStats,
@@ -21,6 +23,7 @@ from novajax.cluster.channel import (
     Updates,
     same_user,
 )
+from novajax.cluster.settings import GroupStatus
 from novajax.core.backend import Backend
 from novajax.core.errors import EngineFailed, InternalError, NovaError, Unavailable, from_failure
 from novajax.core.types import Failure, ModelCard, Phase, Request, Stats, Update
@@ -148,18 +151,40 @@ class RemoteBackend:
         self._asked: dict[int, asyncio.Future[Stats]] = {}
         self._numbers = itertools.count()
         self._drained = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._group = GroupStatus(epoch=0, phase="starting")
         self.was_ready = False
 
     async def connect(self, path: str) -> None:
-        """Connects to a listening engine; raises OSError while there is none."""
+        """Connects to a listening engine; raises OSError while there is none. An older connection ends: its epoch is over."""
         reader, writer = await asyncio.open_unix_connection(path)
-        self._channel = Channel(reader, writer, FromEngine)
+        old, self._channel = self._channel, Channel(reader, writer, FromEngine)
+        if old is not None:
+            self.lost("restarting" if self.was_ready else "starting", "another epoch began")
+            await old.close()
         self._drained.clear()
         self._reader = asyncio.create_task(self._read(self._channel), name="remote-backend")
+
+    def heard(self, status: GroupStatus) -> None:
+        """The supervisor's word on the group. A new epoch ends the old one's requests here, whatever its leader still says."""
+        began, self._group = status.epoch != self._group.epoch, status
+        if began and self._ready.is_set():
+            self.lost("restarting", status.detail)
+        if not self._ready.is_set() and self._phase != "failed":
+            self._phase, self._detail = status.phase if status.phase != "ready" else self._phase, status.detail
+
+    async def until_ready(self) -> None:
+        """Returns when requests are welcome, or will never be any more (`given_up`)."""
+        await self._ready.wait()
+
+    @property
+    def given_up(self) -> bool:
+        return self._phase == "failed"
 
     def lost(self, phase: Phase, detail: str) -> None:
         """The engine process ended: every open request gets one terminal error, new ones are refused until it is back."""
         self._phase, self._detail = phase, detail
+        self._ready.clear()
         failure = EngineFailed(f"the engine stopped: {detail}", retry_after_s=5).failure()
         for queue in self._streams.values():
             queue.put_nowait(failure)
@@ -169,6 +194,7 @@ class RemoteBackend:
         self._drained.set()
         if phase == "failed":
             self._known.set()
+            self._ready.set()
 
     async def card(self) -> ModelCard:
         await self._known.wait()
@@ -202,6 +228,15 @@ class RemoteBackend:
             self._channel.send(Abort(request_id))
 
     async def stats(self) -> Stats:
+        stats = await self._ask_stats()
+        group = self._group
+        if stats.phase == "ready" and group.phase == "stuck":
+            stats = msgspec.structs.replace(stats, phase="stuck", detail=group.detail)
+        return msgspec.structs.replace(
+            stats, epoch=group.epoch, components=group.components, restarts=group.restarts, recovery_s=group.recovery_s
+        )
+
+    async def _ask_stats(self) -> Stats:
         if self._channel is None or self._phase not in ("ready", "draining"):
             return Stats(phase=self._phase, detail=self._detail)
         number = next(self._numbers)
@@ -212,7 +247,8 @@ class RemoteBackend:
         except (TimeoutError, asyncio.CancelledError):
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
-            return Stats(phase="failed", detail=f"the engine has not answered for {STATS_WAIT_S:g} s")
+            phase = "stuck" if self._ready.is_set() else self._phase
+            return Stats(phase=phase, detail=f"the engine has not answered for {STATS_WAIT_S:g} s")
         finally:
             del self._asked[number]
 
@@ -241,21 +277,25 @@ class RemoteBackend:
         await channel.close()
         if self._channel is channel:
             self._channel = None
-            self.lost("failed" if self._phase == "failed" else "starting", detail)
+            self.lost("failed" if self._phase == "failed" else "restarting" if self.was_ready else "starting", detail)
 
     def _handle(self, message: Hello | Updates | Refused | TellStats | Drained) -> None:
         match message:
             case Hello(phase, detail, card):
-                self._phase, self._detail = phase, detail
+                if phase == "ready" or not self.was_ready:
+                    self._phase, self._detail = phase, detail
                 if card is not None:
                     self._card, self.was_ready = card, True
-                if card is not None or phase == "failed":
+                    self._ready.set()
+                if card is not None:
                     self._known.set()
             case Updates(updates):
                 for update in updates:
                     if queue := self._streams.get(update.request_id):
                         queue.put_nowait(update)
             case Refused(request_id, failure):
+                if failure.kind in (EngineFailed.kind, Unavailable.kind):
+                    self._ready.clear()  # until the next Hello: this engine ends soon
                 if queue := self._streams.get(request_id):
                     queue.put_nowait(failure)
             case TellStats(number, stats):

@@ -1,0 +1,60 @@
+"""The supervisor of a group as a process of its own, between the front end and the ranks. Takes its order as one line of JSON.
+
+On the head's host it is a child of `novajax.launch`, to which it reports the group's status. Exit codes: 0 told to stop; 2 the
+group was given up.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+
+import msgspec
+from absl import app, flags
+
+from novajax.cluster.hosts import Event, LocalHost
+from novajax.cluster.progress import ORPHANED, die_with_pipe
+from novajax.cluster.rank import die_with_parent, read_line
+from novajax.cluster.settings import GroupStatus, Order
+from novajax.cluster.supervisor import Supervisor
+from novajax.telemetry.logging import configure as configure_logging
+
+_REPORTS = flags.DEFINE_integer("report_fd", None, "descriptor of the pipe for the group's status", required=True)
+GIVEN_UP = 2
+
+
+def main(_: list[str]) -> int:
+    configure_logging()
+    die_with_parent()
+    stdin = sys.stdin.fileno()
+    order = msgspec.json.decode(read_line(stdin), type=Order)
+    die_with_pipe(stdin)
+    return asyncio.run(supervise(order, _REPORTS.value))
+
+
+async def supervise(order: Order, report_fd: int) -> int:
+    """Until SIGTERM, or until the group is given up. The exit code."""
+
+    def tell(status: GroupStatus) -> None:
+        try:
+            os.write(report_fd, msgspec.json.encode(status) + b"\n")
+        except OSError:
+            os._exit(ORPHANED)
+
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    tell(GroupStatus(epoch=order.first_epoch, phase="restarting" if order.served_before else "starting"))
+    supervising = asyncio.create_task(Supervisor(order, [LocalHost(order, events.put_nowait)], events, tell).run())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({supervising, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if supervising.done():
+        supervising.result()
+        return GIVEN_UP
+    supervising.cancel()
+    await asyncio.gather(supervising, return_exceptions=True)
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)
