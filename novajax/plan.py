@@ -14,6 +14,7 @@ Exit codes: 0 planned; 1 a flag, file or model is not usable; 3 no layout fits.
 """
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,21 +24,27 @@ import yaml
 from absl import app, flags
 
 from novajax import deployment
+from novajax.core.config import EngineConfig
 from novajax.core.errors import CapacityError, ConfigError
 from novajax.core.llm_engine import LlmEngine, read_tree
 from novajax.core.plan import PlanConfig
-from novajax.models.config import ModelConfig
 from novajax.models.families.registry import read_config
 from novajax.models.sizes import model_sizes
 from novajax.planner.chart import write_chart
+from novajax.planner.compiled import Compiled
 from novajax.planner.formats import profiles
 from novajax.planner.hardware import chips
 from novajax.planner.plan import Plan, comparisons, make_plan, scaling
 from novajax.planner.report import report
+from novajax.precompile import Job, Work
 
 _NOT_USABLE, _DOES_NOT_FIT = 1, 3
 _PUBLISHED = {8_030_261_248: "8b", 70_553_706_496: "70b", 405_853_388_800: "405b"}
 """Parameters of the models that published results are known for: Llama 3.1."""
+
+_TARGETS = Path(__file__).resolve().parents[1] / "configs" / "targets"
+_COMPILE_S = 900
+"""Longest that the child may take."""
 
 FLAGS = flags.FLAGS
 
@@ -71,7 +78,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """What a configuration asks to plan."""
 
     name: str
-    model: ModelConfig
+    architecture: dict[str, Any]
+    """A config.json."""
     config: PlanConfig
     notes: tuple[str, ...] = ()
 
@@ -97,12 +105,47 @@ def main(_: list[str]) -> int:
 
 def make(subject: Subject, *, compiled: bool) -> Plan:
     """The plan with scaling, published results and, if asked, what XLA says."""
-    sizes = model_sizes(subject.model)
+    sizes = model_sizes(read_config(subject.architecture))
     plan = make_plan(subject.name, sizes, subject.config)
     known = _PUBLISHED.get(sizes.parameters)
     beside = comparisons({known: sizes}) if known else ()
     plan = msgspec.structs.replace(plan, scaling=scaling(sizes, subject.config), comparisons=beside)
-    return plan
+    return msgspec.structs.replace(plan, compiled=compile_step(subject, plan)) if compiled else plan
+
+
+def compile_step(subject: Subject, plan: Plan) -> tuple[Compiled, ...]:
+    """The engine's step on one replica of the chosen layout, decoding alone and with a chunk. Raises ConfigError if the child fails."""
+    memory, _ = plan.chosen.fitted()
+    layout, config = plan.chosen.layout, subject.config
+    rows = max(layout.data * layout.stage, memory.rows // (layout.data * layout.stage) * layout.data * layout.stage)
+    engine = EngineConfig(
+        model=subject.name,
+        mesh=layout.mesh(),
+        max_rows=rows,
+        max_context_tokens=config.context_tokens,
+        page_tokens=plan.chosen.page_tokens,
+        chunk_tokens=config.chunk_tokens,
+    )
+    target = _TARGETS / f"{plan.cluster.chip.name}.txtpb"
+    each = rows // (layout.data * layout.stage)
+    per_host = min(plan.cluster.gpus_per_host, layout.group_devices)
+    job = Job(
+        architecture=subject.architecture,
+        engine=engine,
+        dtype="float32" if plan.chosen.profile == "float32" else "bfloat16",
+        pages=memory.pages,
+        work=(Work(rows=each, chunk=0), Work(rows=each, chunk=config.chunk_tokens)),
+        hosts=-(-layout.group_devices // per_host),
+        gpus_per_host=per_host,
+        target=target.read_text("utf-8") if target.exists() else "",
+        target_name=f"{layout.group_devices} virtual {plan.cluster.chip.name}",
+    )
+    child = [sys.executable, "-m", "novajax.precompile"]
+    done = subprocess.run(child, input=msgspec.json.encode(job), capture_output=True, check=False, timeout=_COMPILE_S)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise ConfigError(f"the step could not be compiled: {lines[-1]}", param="compile")
+    return msgspec.json.decode(done.stdout, type=tuple[Compiled, ...])
 
 
 def read_subject(path: str | None, model: str | None, given: dict[str, Any]) -> Subject:
@@ -122,7 +165,7 @@ def read_subject(path: str | None, model: str | None, given: dict[str, Any]) -> 
     if tree:
         notes = deployment.not_honoured(document["llm_engine"])
     name, architecture = _architecture(Path(path) if path else None, model, document, tree)
-    return Subject(name=name, model=read_config(architecture), config=config, notes=notes)
+    return Subject(name=name, architecture=architecture, config=config, notes=notes)
 
 
 def _architecture(path: Path | None, model: str | None, document: dict[str, Any], tree: LlmEngine | None) -> tuple[str, dict[str, Any]]:

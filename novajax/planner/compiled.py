@@ -25,6 +25,8 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
     bucket: str
     layers_compiled: tuple[int, ...]
     """Layers of a stage, of each compile."""
+    layers: int
+    """Of a stage, at the full depth."""
     argument_bytes: int
     temp_bytes: int
     output_bytes: int

@@ -108,8 +108,8 @@ def _read(match: re.Match[str], line: str, partitions: int) -> Found:
     shapes = [_bytes(dtype, dims) for dtype, dims in _SHAPE.findall(type_text)]
     if start and kind == "collective-permute":
         shapes = shapes[1:2]  # (operand, result, context...)
-    elif start and kind != "all-reduce":
-        shapes = shapes[len(shapes) // 2 :]  # (operands, results)
+    elif start and (kind != "all-reduce" or type_text.startswith("((")):
+        shapes = shapes[len(shapes) // 2 :]  # ((operands), results)
     size = sum(shapes)
     if "_promoted" in line.partition("to_apply=")[2].split(",")[0]:
         size //= 2

@@ -13,6 +13,8 @@ from novajax.planner.hardware import HOP_S, Cluster
 from novajax.planner.layout import TENSOR, Layout, Span, span
 from novajax.planner.sizes import ModelSizes
 
+PARTIAL_BYTES = 4
+"""Partial products are added between devices as they were accumulated, in float32."""
 Kind = Literal["all-reduce", "all-gather", "collective-permute"]
 
 
@@ -46,12 +48,12 @@ def collectives(sizes: ModelSizes, layout: Layout, cluster: Cluster, layers: int
     local = tokens.decode_rows + tokens.prefill_tokens / layout.context  # T of one device: only prompts are cut over context
     hidden = local * sizes.embed * item
     heads = sizes.heads // layout.tensor_parallel
-    drawn = tokens.drawing_rows
+    partial, drawn = local * sizes.embed * PARTIAL_BYTES, tokens.drawing_rows
     found: list[Collective | None] = [
         _make("all-reduce", "embedding", TENSOR, 1, hidden, layout, cluster),
         _make("all-reduce", "embedding, over stages", ("stage",), 1, hidden, layout, cluster),
-        _make("all-reduce", "attention output", TENSOR, layers, hidden, layout, cluster),
-        _make("all-reduce", "mlp output", TENSOR, layers, hidden, layout, cluster),
+        _make("all-reduce", "attention output", TENSOR, layers, partial, layout, cluster),
+        _make("all-reduce", "mlp output", TENSOR, layers, partial, layout, cluster),
         _make("all-reduce", "rows that draw, from the last stage", ("stage",), 1, drawn * sizes.embed * item, layout, cluster),
         _make("all-gather", "logits, over stages", ("stage",), 1, drawn * sizes.vocab / layout.tensor_parallel * 4, layout, cluster),
         _make("all-gather", "logits", TENSOR, 1, drawn * sizes.vocab * 4, layout, cluster),
@@ -70,9 +72,9 @@ def collectives(sizes: ModelSizes, layout: Layout, cluster: Cluster, layers: int
         found.append(_make("collective-permute", "results home", ("context",), layers, sums, layout, cluster))
     if ring > 1 and tokens.decode_rows:
         weights = tokens.decode_rows * heads * 4
-        partial = weights * (sizes.head_dim + 1)
+        outputs = weights * (sizes.head_dim + 1)
         found.append(_make("all-reduce", "largest log-sum-exp", ("context",), layers, weights, layout, cluster))
-        found.append(_make("all-reduce", "partial attention", ("context",), layers, partial, layout, cluster))
+        found.append(_make("all-reduce", "partial attention", ("context",), layers, outputs, layout, cluster))
     return tuple(one for one in found if one is not None)
 
 

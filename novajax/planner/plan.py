@@ -65,7 +65,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
     scaling: tuple[Scale, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
-    compiled: Compiled | None = None
+    compiled: tuple[Compiled, ...] = ()
 
 
 def booking(config: PlanConfig) -> Cluster:

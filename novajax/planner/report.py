@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from novajax.planner.compiled import Compiled
 from novajax.planner.memory import Memory, gib
 from novajax.planner.plan import Plan
 from novajax.planner.roofline import Bounds, StepBound
@@ -52,8 +53,8 @@ def report(plan: Plan) -> list[str]:
         lines += ["", "Best layouts by nodes", *_scaling(plan)]
     if plan.comparisons:
         lines += ["", "Published results beside our bounds for the same chips and lengths", *_published(plan)]
-    if plan.compiled:
-        lines += ["", *_compiled(plan)]
+    for one in plan.compiled:
+        lines += ["", *_compiled(one)]
     return lines
 
 
@@ -163,20 +164,21 @@ def _published(plan: Plan) -> list[str]:
     return table(("result", "bound", "published", "reached", "source"), rows)
 
 
-def _compiled(plan: Plan) -> list[str]:
-    found = plan.compiled
-    if found is None:
-        return []
+def _compiled(found: Compiled) -> list[str]:
     layers = " and ".join(map(str, found.layers_compiled))
-    head = f"Compiled for {found.target} with {layers} layers a stage, extrapolated: {found.bucket} ({found.seconds:.0f} s)"
     sizes = [
         ("arguments", gib(found.argument_bytes)),
         ("temporaries", gib(found.temp_bytes)),
         ("outputs", gib(found.output_bytes)),
-        ("donated", gib(found.alias_bytes)),
+        ("of them donated arguments", gib(found.alias_bytes)),
     ]
     rows = [(one.kind, str(one.group), f"{one.bytes:,}", f"{one.per_layer:g}", f"{one.once:g}") for one in found.collectives]
-    return [head, *table(("on one device", "bytes"), sizes), *table(("collective", "devices", "bytes each", "a layer", "once"), rows)]
+    return [
+        f"The step compiled: {found.bucket}, for {found.target}",
+        f"  {layers} layers a stage, extrapolated to {found.layers}; {found.seconds:.0f} s",
+        *table(("on one device", "bytes"), sizes),
+        *table(("collective", "devices", "bytes each", "a layer", "besides"), rows),
+    ]
 
 
 def _ms(seconds: float) -> str:

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def compiled(function, arguments) -> str:
-    return jax.jit(function).lower(*arguments).compile().as_text()
+    return jax.jit(function).lower(*arguments).compile().as_text() or ""
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ def test_collectives_of_tensor_parallelism_by_hand():
     counted = {one.what: (one.kind, one.count, one.bytes) for one in said}
     assert counted == {
         "embedding": ("all-reduce", 1, 3 * 8 * 2),
-        "attention output": ("all-reduce", 4, 3 * 8 * 2),
-        "mlp output": ("all-reduce", 4, 3 * 8 * 2),
+        "attention output": ("all-reduce", 4, 3 * 8 * 4),  # float32
+        "mlp output": ("all-reduce", 4, 3 * 8 * 4),
         "logits": ("all-gather", 1, 3 * 32 * 4),
     }
     attention = next(one for one in said if one.what == "attention output")
-    assert attention.seconds == pytest.approx(4 * (HOP_S["nvlink"] + 48 / 1e8))
+    assert attention.seconds == pytest.approx(4 * (HOP_S["nvlink"] + 96 / 1e8))
     logits = next(one for one in said if one.what == "logits")
     assert logits.seconds == pytest.approx(HOP_S["nvlink"] + 384 / 2 / 1e8)
 
@@ -63,7 +63,7 @@ def test_stages_and_context_have_their_own_collectives():
 def test_the_network_is_slower_and_shared_by_the_host():
     near = collectives(tiny(), Layout(tensor=2), toy_cluster(1, 2), 4, Tokens(3, 0, 3), 2)[1]
     far = collectives(tiny(), Layout(tensor=2), toy_cluster(2, 1), 4, Tokens(3, 0, 3), 2)[1]
-    assert far.seconds == pytest.approx(4 * (HOP_S["network"] + 48 / 1e7))
+    assert far.seconds == pytest.approx(4 * (HOP_S["network"] + 96 / 1e7))
     assert far.seconds > near.seconds
     assert far.link == "network over 2 hosts"
 
