@@ -81,8 +81,14 @@ def make_engine(config: EngineConfig, prepared: Prepared, runner: Runner) -> Eng
     return Engine(card, scheduler, runner, MonotonicClock(), config.in_flight, timeline.seconds, CompileCounter())
 
 
-def open_executor(config: EngineConfig, announce: Announce = lambda phase, detail: None) -> Prepared:
-    """Everything on the device, warm, in the same way in every process of a group. Raises like `open_engine`."""
+def open_executor(
+    config: EngineConfig, announce: Announce = lambda phase, detail: None, meet: Callable[[], None] = lambda: None
+) -> Prepared:
+    """Everything on the device, warm, in the same way in every process of a group. Raises like `open_engine`.
+
+    `meet` is called before the first program runs and returns when all processes are there: one that still compiles would let the
+    others' collectives run into their time-outs.
+    """
     timeline = Timeline()
     with timeline.phase("describe"):
         announce("loading", f"reading {config.model}")
@@ -121,6 +127,7 @@ def open_executor(config: EngineConfig, announce: Announce = lambda phase, detai
         pool, transit, sampling = jax.tree.map(layout.zeros_like, (pool, transit, sampling))
         jax.block_until_ready((pool, transit, sampling))
     executor = Executor(loaded.state, pool, transit, sampling, table, programs, layout)
+    meet()
     with timeline.phase("warm"):
         announce("compiling", "running every program once")
         executor.warm()
