@@ -54,8 +54,9 @@ class JaxBuilder:
         devices = jax.local_devices()
         return len(devices), devices[0].device_kind
 
-    def open_executor(self, config: EngineConfig, announce: Announce) -> Built:
-        return Built(open_executor(config, announce))
+    def open_executor(self, assignment: Assignment, announce: Announce, meet: Callable[[], None]) -> Built:
+        with distributed.compile_cache_of_its_own(assignment.first_on_host):
+            return Built(open_executor(assignment.config, announce, meet))
 
     def make_engine(self, config: EngineConfig, built: Built, runner: Runner) -> tuple[Backend, Callable[[], bool]]:
         engine = make_engine(config, built.prepared, runner)

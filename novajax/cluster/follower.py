@@ -14,7 +14,7 @@ import msgspec
 from novajax.cluster import plans
 from novajax.cluster.channel import ChannelError
 from novajax.cluster.leader import PURPOSE, GroupFault, disagreement
-from novajax.cluster.plans import Disagree, Done, End, Plan, Present, Proceed, Refuse, ToFollower
+from novajax.cluster.plans import Compiled, Disagree, Done, End, Plan, Present, Proceed, Refuse, ToFollower
 from novajax.cluster.preflight import Facts
 from novajax.cluster.progress import Tally
 from novajax.cluster.settings import Assignment
@@ -45,6 +45,13 @@ def present(wire: Wire, assignment: Assignment, facts: Facts, within_s: float) -
         raise ConfigError(f"the leader refused the group: {verdict.message}")
     if not isinstance(verdict, Proceed):
         raise GroupFault(f"the leader sent {type(verdict).__name__} where its verdict was due")
+
+
+def meet(wire: Wire, within_s: float) -> None:
+    """Tells the leader that this rank has compiled, and waits until all have."""
+    wire.send(Compiled())
+    if not isinstance(verdict := wire.receive(within_s), Proceed):
+        raise GroupFault(f"the leader sent {type(verdict).__name__} where it should let us go on")
 
 
 class Follower:

@@ -14,7 +14,7 @@ import msgspec
 
 from novajax.cluster import plans
 from novajax.cluster.channel import ChannelError
-from novajax.cluster.plans import Disagree, Done, End, Plan, Present, Proceed, Refuse, ToLeader, Warm
+from novajax.cluster.plans import Compiled, Disagree, Done, End, Plan, Present, Proceed, Refuse, ToLeader, Warm
 from novajax.cluster.preflight import Facts, differences
 from novajax.cluster.progress import Tally
 from novajax.cluster.settings import Assignment, Fault
@@ -74,6 +74,14 @@ class Gathering:
         for rank, wire in self.wires.items():
             found[rank] = _at(self._expect(rank, wire, Present).facts, 0.0)  # it may have waited here: its clock tells nothing
         self._decide(found)
+
+    def meet(self, within_s: float) -> None:
+        """Until every follower has compiled; then all go on together."""
+        self._deadline_s = time.monotonic() + within_s
+        for rank, wire in self.wires.items():
+            self._expect(rank, wire, Compiled)
+        for wire in self.wires.values():
+            wire.send(Proceed())
 
     def wait_warm(self, digest: str, within_s: float) -> None:
         """Until every follower is warm, with the weights of this digest. Raises ConfigError if one has others."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from novajax.cluster.follower import Follower, join, present
+from novajax.cluster.follower import Follower, join, meet, present
 from novajax.cluster.leader import Gathering, LeadingRunner
 from novajax.cluster.plans import Warm
 from novajax.cluster.preflight import Facts, facts
@@ -45,7 +45,9 @@ class Builder[B: Built](Protocol):
         """Joins the group's devices; how many are here, and of which kind."""
         ...
 
-    def open_executor(self, config: EngineConfig, announce: Announce) -> B: ...
+    def open_executor(self, assignment: Assignment, announce: Announce, meet: Callable[[], None]) -> B:
+        """Compiles, calls `meet`, then runs what it compiled."""
+        ...
 
     def make_engine(self, config: EngineConfig, built: B, runner: Runner) -> tuple[Backend, Callable[[], bool]]:
         """The engine that leads with `runner`, and whether it is busy (asked from any thread)."""
@@ -64,7 +66,7 @@ def lead(assignment: Assignment, builder: Builder[Any], tally: Tally, reporter: 
     count, kind = builder.open_devices(assignment)
     if gathering is not None:
         gathering.compare(_with_devices(facts(config, None), count, kind))
-    built = builder.open_executor(config, announce)
+    built = builder.open_executor(assignment, announce, lambda: gathering.meet(settings.start_stall_s) if gathering else None)
     if gathering is not None:
         gathering.wait_warm(built.weights_digest, settings.start_stall_s)
     runner = LeadingRunner(built.runner, gathering.wires if gathering else {}, assignment, tally, reporter.fault)
@@ -79,7 +81,7 @@ def follow(assignment: Assignment, builder: Builder[Any], tally: Tally, announce
     present(wire, assignment, facts(config, builder.directory(config)), settings.gather_s)
     count, kind = builder.open_devices(assignment)
     present(wire, assignment, _with_devices(facts(config, None), count, kind), settings.gather_s)
-    built = builder.open_executor(config, announce)
+    built = builder.open_executor(assignment, announce, lambda: meet(wire, settings.start_stall_s))
     wire.send(Warm(built.weights_digest))
     announce("ready", "")
     Follower(built.runner, wire, assignment, tally).run()

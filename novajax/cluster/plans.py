@@ -37,6 +37,10 @@ class Refuse(msgspec.Struct, frozen=True, tag="refuse"):
     message: str
 
 
+class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
+    """This rank's programs are there; none has run."""
+
+
 class Warm(msgspec.Struct, frozen=True, tag="warm"):
     """This rank's programs are compiled and warm; the weights it holds slices of."""
 
@@ -67,7 +71,7 @@ class End(msgspec.Struct, frozen=True, tag="end"):
     pass
 
 
-ToLeader = Present | Warm | Done | Disagree
+ToLeader = Present | Compiled | Warm | Done | Disagree
 ToFollower = Proceed | Refuse | Plan | End
 
 
