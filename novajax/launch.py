@@ -1,5 +1,8 @@
 """Serves a model over HTTP: the front end in this process, the engine in a child.
 
+Many processes: `--processes=4 --mesh=tensor=4` starts four on this host; many hosts: start this on each, under Slurm, Kubernetes or
+with --process_id, --process_count and --coordinator; the first one serves. `cluster.bootstrap` tells what is looked for.
+
 The port is bound before anything is loaded, so /health and /ready tell how the start goes; a ready line with a command to
 copy is printed when requests are welcome. SIGTERM drains: running requests finish, new ones get 503.
 
@@ -7,18 +10,23 @@ Examples:
   python -m novajax.launch --config=configs/nova-small.yaml
   python -m novajax.launch --model=/models/Llama-3.1-8B-Instruct --port=8000
   python -m novajax.launch --model=Qwen/Qwen2.5-0.5B-Instruct@main --host=0.0.0.0 --api_key_file=keys.txt
+  python -m novajax.launch --config=configs/nova-small.yaml --processes=2 --devices_per_process=2 --mesh=tensor=2,data=2
 
 Exit codes: 0 stopped by a signal after draining; 2 a flag, file or model is not usable, or the memory does not suffice.
 """
 
 import asyncio
+import os
 import sys
 import time
 
 import msgspec
 from absl import app, flags
 
+from novajax.cluster.bootstrap import PlaceFlags, find_group, read_secret
 from novajax.cluster.child import EngineProcess
+from novajax.cluster.remotehost import attend
+from novajax.cluster.settings import ClusterSettings, Order
 from novajax.core.config import EngineConfig
 from novajax.core.errors import ConfigError, Unavailable
 from novajax.options import define_engine_flags, engine_config, read_config
@@ -38,6 +46,13 @@ _TEMPLATE = flags.DEFINE_string("chat_template", None, "Jinja file to use in pla
 _DRAIN_S = flags.DEFINE_float("drain_s", None, "seconds that running requests may go on after SIGTERM (default 30)", lower_bound=0)
 _METRICS_OPEN = flags.DEFINE_bool("metrics_open", None, "serve /metrics without a key (loopback only)")
 _JSON = flags.DEFINE_bool("json", False, "print the ready line as JSON on stdout")
+_PROCESSES = flags.DEFINE_integer("processes", None, "engine processes on this host (default 1)", lower_bound=1)
+_DEVICES = flags.DEFINE_integer("devices_per_process", None, "virtual CPU devices of each process, without an accelerator", lower_bound=1)
+_STALL_S = flags.DEFINE_float("stall_s", None, "seconds without a completed step, with work to do, until a restart (default 10)")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this launch among the group's, from 0; 0 serves", lower_bound=0)
+_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "launches in the group, one on each host", lower_bound=1)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of launch 0, as the others reach it")
+_SECRET = flags.DEFINE_string("secret_file", None, "file with the group's shared secret; else the variable NOVAJAX_SECRET")
 
 NOT_STARTED = 2
 
@@ -49,11 +64,18 @@ def main(_: list[str]) -> int:
         config = engine_config(flags.FLAGS, file)
         settings = server_settings(file.server)
         refuse_open_bind(settings)
+        cluster = cluster_settings(file.cluster)
+        place = find_group(
+            os.environ, PlaceFlags(process_id=_PROCESS_ID.value, process_count=_PROCESS_COUNT.value, coordinator=_COORDINATOR.value)
+        )
+        secret = read_secret(_SECRET.value, os.environ) if place.count > 1 else None
         source = resolve(config.model)
         name = config.served_name or source.name
         config = msgspec.structs.replace(config, model=str(source.directory), served_name=name)
         settings = msgspec.structs.replace(settings, model_names=settings.model_names or (name,))
-        return asyncio.run(run(config, settings, source))
+        if place.index:
+            return asyncio.run(attend(Order(config=config, settings=cluster, place=place, secret=secret or b"", directory="")))
+        return asyncio.run(run(config, settings, source, EngineProcess(config, cluster, place, secret=secret)))
     except ConfigError as error:
         print(f"novajax: {error.message}", file=sys.stderr)
         return NOT_STARTED
@@ -71,13 +93,21 @@ def server_settings(section: dict) -> ServerSettings:
     return msgspec.structs.replace(settings, key_digests=read_keys(keys)) if keys else settings
 
 
-async def run(config: EngineConfig, settings: ServerSettings, source: Source) -> int:
+def cluster_settings(section: dict) -> ClusterSettings:
+    """Flags over the file's `cluster:` section. Raises ConfigError."""
+    given = {"processes": _PROCESSES.value, "devices_per_process": _DEVICES.value, "stall_s": _STALL_S.value}
+    try:
+        return msgspec.convert(section | {name: value for name, value in given.items() if value is not None}, ClusterSettings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"cluster: {error}") from None
+
+
+async def run(config: EngineConfig, settings: ServerSettings, source: Source, engine: EngineProcess) -> int:
     """Front end and engine, until a signal. The exit code."""
     began_s = time.monotonic()
     listener = listen(settings)
     tokenizer = Tokenizer(source.directory)
     template = ChatTemplate(tokenizer, _TEMPLATE.value)
-    engine = EngineProcess(config)
     app = create_app(engine.backend, tokenizer, template, settings)
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()

@@ -18,6 +18,8 @@ from novajax.core.errors import ConfigError
 from novajax.deployment import engine_fields, not_honoured
 
 _SIZES = {"kv_bytes"}
+_AXES = {"data": "data", "stage": "stage", "context": "context", "tensor": "tensor_parallel"}
+"""The user's name of an axis -> the field of MeshConfig."""
 
 
 class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,6 +27,8 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     engine: dict[str, Any] = {}
     server: dict[str, Any] = {}
+    cluster: dict[str, Any] = {}
+    """`cluster.settings.ClusterSettings`: how the engine's processes are started and watched."""
     llm_engine: dict[str, Any] = {}
     """A cluster owner's tree (`core.llm_engine`); `engine:` wins over what it settles."""
     architecture: dict[str, Any] = {}
@@ -39,6 +43,7 @@ def define_engine_flags() -> None:
     flags.DEFINE_string("model", None, "a Hugging Face directory, a sealed NovaJAX directory, or a hub id org/name[@revision]")
     flags.DEFINE_string("served_name", None, "the model's name in answers; the last part of --model if not given")
     flags.DEFINE_enum("dtype", None, ["auto", "float32", "bfloat16"], "type of weights and KV; auto: what the device computes best")
+    flags.DEFINE_string("mesh", None, "how one program is cut over devices: tensor=2,stage=2,context=1,data=1 (default: one device)")
     flags.DEFINE_integer("max_rows", None, "most sequences that decode in one step (default 16)", lower_bound=1)
     flags.DEFINE_integer("max_context_tokens", None, "context to serve; the model's own if not given", lower_bound=16)
     flags.DEFINE_integer("page_tokens", None, "tokens in a KV page (default 16)", lower_bound=8)
@@ -71,6 +76,8 @@ def engine_config(values: flags.FlagValues, file: ConfigFile) -> EngineConfig:
     for name in EngineConfig.__struct_fields__:
         if name in values and values[name].value is not None:
             merged[name] = values[name].value
+    if "mesh" in merged:
+        merged["mesh"] = parse_mesh(merged["mesh"])
     for name in _SIZES & merged.keys():
         if isinstance(merged[name], str):
             merged[name] = parse_bytes(merged[name])
@@ -80,6 +87,21 @@ def engine_config(values: flags.FlagValues, file: ConfigFile) -> EngineConfig:
         return msgspec.convert(merged, EngineConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(f"engine: {error}") from None
+
+
+def parse_mesh(mesh: str | dict[str, Any]) -> dict[str, Any]:
+    """'tensor=2,stage=2', or the same as a mapping, by the fields of MeshConfig. Raises ConfigError."""
+    if isinstance(mesh, str):
+        parts = [part.partition("=") for part in mesh.split(",") if part.strip()]
+        bad = next((name for name, equals, size in parts if not equals or not size.strip().isdecimal()), None)
+        if bad is not None:
+            raise ConfigError(f"--mesh={mesh}: {bad!r} is not axis=number", param="mesh")
+        mesh = {name.strip(): int(size) for name, _, size in parts}
+    if not isinstance(mesh, dict):
+        raise ConfigError(f"mesh: {mesh!r} is not a mapping of axes to numbers", param="mesh")
+    if unknown := sorted(mesh.keys() - {*_AXES, *_AXES.values()}):
+        raise ConfigError(f"mesh: {unknown[0]!r} is not an axis; there are {', '.join(_AXES)}", param="mesh")
+    return {_AXES.get(name, name): size for name, size in mesh.items()}
 
 
 def default_compile_cache() -> str:

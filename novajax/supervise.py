@@ -12,9 +12,11 @@ import sys
 import msgspec
 from absl import app, flags
 
+from novajax.cluster.epoch import TELL_S
 from novajax.cluster.hosts import Event, LocalHost
 from novajax.cluster.progress import ORPHANED, die_with_pipe
 from novajax.cluster.rank import die_with_parent, read_line
+from novajax.cluster.remotehost import Head
 from novajax.cluster.settings import GroupStatus, Order
 from novajax.cluster.supervisor import Supervisor
 from novajax.telemetry.logging import configure as configure_logging
@@ -35,17 +37,31 @@ def main(_: list[str]) -> int:
 async def supervise(order: Order, report_fd: int) -> int:
     """Until SIGTERM, or until the group is given up. The exit code."""
 
+    latest = GroupStatus(epoch=order.first_epoch, phase="restarting" if order.served_before else "starting")
+
     def tell(status: GroupStatus) -> None:
+        nonlocal latest
+        latest = status
         try:
             os.write(report_fd, msgspec.json.encode(status) + b"\n")
         except OSError:
             os._exit(ORPHANED)
 
+    async def repeat() -> None:
+        """So that a supervisor that waits is not taken for one that hangs."""
+        while True:
+            tell(latest)
+            await asyncio.sleep(TELL_S)
+
     events: asyncio.Queue[Event] = asyncio.Queue()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    tell(GroupStatus(epoch=order.first_epoch, phase="restarting" if order.served_before else "starting"))
-    supervising = asyncio.create_task(Supervisor(order, [LocalHost(order, events.put_nowait)], events, tell).run())
+    head = Head(order, events.put_nowait)
+    if order.place.count > 1:
+        await head.listen()
+    hosts = [LocalHost(order, events.put_nowait), *head.hosts]
+    repeating = asyncio.create_task(repeat())
+    supervising = asyncio.create_task(Supervisor(order, hosts, events, tell).run())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({supervising, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if supervising.done():
@@ -53,6 +69,8 @@ async def supervise(order: Order, report_fd: int) -> int:
         return GIVEN_UP
     supervising.cancel()
     await asyncio.gather(supervising, return_exceptions=True)
+    repeating.cancel()
+    head.close()
     return 0
 
 

@@ -62,6 +62,10 @@ class Host(Protocol):
     name: str
     ranks: int
 
+    async def present(self) -> None:
+        """Returns when it can be given orders, and its `ranks` are known."""
+        ...
+
     async def start(self, start: Start) -> None: ...
     async def look(self) -> None:
         """Emits `Seen`; cheap."""
@@ -86,6 +90,9 @@ class LocalHost:
         self._emit = emit
         self._epoch = 0
         self._processes: dict[int, ChildProcess] = {}
+
+    async def present(self) -> None:
+        return
 
     async def start(self, start: Start) -> None:
         order, self._epoch, self._processes = self._order, start.epoch, {}

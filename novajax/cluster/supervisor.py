@@ -34,6 +34,7 @@ class Supervisor:
         epoch, failures, history = self._order.first_epoch, 0, self._history
         try:
             while True:
+                await self._assemble(epoch)
                 verdict, served_s = await Epoch(epoch, self._order, self._hosts, self._events, history, self._tell).run()
                 failures = 0 if served_s > BRIEF_S else failures + 1
                 if not history.ever_served and (verdict.reason == "config" or failures >= self._order.settings.max_starts):
@@ -48,3 +49,12 @@ class Supervisor:
                 await asyncio.sleep(pause_s)
         finally:
             await asyncio.gather(*(host.stop() for host in self._hosts), return_exceptions=True)
+
+    async def _assemble(self, epoch: int) -> None:
+        """Waits until every host is there; what was heard before concerns no epoch to come."""
+        phase = "restarting" if self._history.ever_served else "starting"
+        for host in self._hosts:
+            self._tell(self._history.status(epoch, phase, detail=f"waiting for {host.name}"))
+            await host.present()
+        while not self._events.empty():
+            self._events.get_nowait()

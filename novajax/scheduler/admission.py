@@ -37,7 +37,12 @@ def check_tokens(request: Request, limits: Limits, shapes: Shapes) -> None:
     if not request.prompt:
         raise InvalidRequest("the prompt is empty", param="prompt")
     sampling = request.sampling
-    for param, ids in (("prompt", request.prompt), ("stop_token_ids", sampling.stop_token_ids), ("logit_bias", sampling.logit_bias)):
+    for param, ids in (
+        ("prompt", request.prompt),
+        ("stop_token_ids", sampling.stop_token_ids),
+        ("logit_bias", sampling.logit_bias),
+        ("resumed", request.resumed),
+    ):
         if ids and (bad := _outside(ids, limits.vocab_size)) is not None:
             raise InvalidRequest(f"token id {bad} in {param} is not in 0..{limits.vocab_size - 1}", param=param)
     if sampling.prompt_logprobs is not None and shapes.score is None:
@@ -57,6 +62,11 @@ def resolve_max_tokens(request: Request, limits: Limits, capacity_tokens: int) -
     elif prompt + wanted > limit:
         message = f"{prompt} prompt tokens + {wanted} max_tokens = {prompt + wanted} exceed {what} of {limit} tokens"
         raise ContextTooLong(message, param="max_tokens" if prompt <= limit else "prompt")
+    if request.resumed and (len(request.resumed) >= wanted or sampling.prompt_logprobs is not None):
+        message = (
+            f"{len(request.resumed)} tokens are delivered of {wanted}: such a request cannot go on, nor one that wants its prompt scored"
+        )
+        raise InvalidRequest(message, param="resumed")
     if sampling.min_tokens > wanted:
         raise InvalidRequest(f"min_tokens={sampling.min_tokens} exceeds the {wanted} tokens that may be generated", param="min_tokens")
     return wanted

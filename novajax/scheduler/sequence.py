@@ -47,7 +47,7 @@ class Sequence:
         self.number = number  # order of arrival
         self.max_tokens = max_tokens
         self.prompt_tokens = len(request.prompt)
-        self.tokens = list(request.prompt)
+        self.tokens = [*request.prompt, *request.resumed]  # as after a preemption
         self.chain = chain
         self.ends = frozenset(sampling.stop_token_ids) | frozenset(() if sampling.ignore_eos else end_token_ids)
         self.state = State.WAITING

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "novajax"
 HOST_ROOMS = ("core", "scheduler", "text", "server", "telemetry", "cluster")
 HOST_FILES = ("kv/pages.py", "kv/prefix.py", "kv/manager.py")
-ENTRY_POINTS = ("launch.py", "precompile.py", "worker.py", "batch.py", "convert.py", "train.py", "options.py")
+ENTRY_POINTS = ("launch.py", "precompile.py", "worker.py", "supervise.py", "batch.py", "convert.py", "train.py", "options.py")
 UNPICKLERS = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 
 
