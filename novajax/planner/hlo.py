@@ -1,8 +1,9 @@
 """Collectives of a compiled program, read from XLA's text: kind, bytes, devices in a group, and how often each runs.
 
 Instructions inside loops count as often as the loop's known trip count; those of called computations as often as their callers.
-An asynchronous pair (-start, -done) counts once. XLA:CPU computes bfloat16 reductions in float32 ("promoted"); they are given in the
-bytes they would have on a GPU. Three syntaxes of replica groups are read: lists, tiled iotas and mesh axes.
+An asynchronous pair (-start, -done) counts once; where XLA combined several arrays into one operation, each array counts.
+XLA:CPU may add bfloat16 in float32 ("promoted"); such sums are given in the bytes they would have on a GPU. Three syntaxes of
+replica groups are read: lists, tiled iotas and mesh axes.
 """
 
 import math
@@ -47,7 +48,8 @@ def read_collectives(text: str) -> Counter[Found]:
         for line in lines:
             match = _COLLECTIVE.match(line)
             if match and times[name]:
-                found[_read(match, line, partitions)] += times[name]
+                for one in _read(match, line, partitions):
+                    found[one] += times[name]
     return found
 
 
@@ -103,17 +105,14 @@ def _calls(lines: list[str]) -> Iterator[tuple[str, int]]:
     yield from counts.items()
 
 
-def _read(match: re.Match[str], line: str, partitions: int) -> Found:
+def _read(match: re.Match[str], line: str, partitions: int) -> list[Found]:
     type_text, kind, start = match[1], match[2], match[3]
-    shapes = [_bytes(dtype, dims) for dtype, dims in _SHAPE.findall(type_text)]
-    if start and kind == "collective-permute":
-        shapes = shapes[1:2]  # (operand, result, context...)
-    elif start and (kind != "all-reduce" or type_text.startswith("((")):
-        shapes = shapes[len(shapes) // 2 :]  # ((operands), results)
-    size = sum(shapes)
-    if "_promoted" in line.partition("to_apply=")[2].split(",")[0]:
-        size //= 2
-    return Found(kind, _group(kind, line, partitions), size)
+    shapes = [(dtype, dims) for dtype, dims in _SHAPE.findall(type_text) if not start or (dtype, dims) != ("u32", "")]
+    if start and (kind != "all-reduce" or type_text.startswith("((")):
+        shapes = shapes[len(shapes) // 2 :]  # (operands, results, contexts of u32[])
+    widened = "_promoted" in line.partition("to_apply=")[2].split(",")[0]
+    group = _group(kind, line, partitions)
+    return [Found(kind, group, _bytes(dtype, dims) // (2 if widened else 1)) for dtype, dims in shapes]
 
 
 def _bytes(dtype: str, dims: str) -> int:

@@ -55,26 +55,31 @@ def collectives(sizes: ModelSizes, layout: Layout, cluster: Cluster, layers: int
         _make("all-reduce", "attention output", TENSOR, layers, partial, layout, cluster),
         _make("all-reduce", "mlp output", TENSOR, layers, partial, layout, cluster),
         _make("all-reduce", "rows that draw, from the last stage", ("stage",), 1, drawn * sizes.embed * item, layout, cluster),
-        _make("all-gather", "logits, over stages", ("stage",), 1, drawn * sizes.vocab / layout.tensor_parallel * 4, layout, cluster),
-        _make("all-gather", "logits", TENSOR, 1, drawn * sizes.vocab * 4, layout, cluster),
+        _make("all-gather", "logits", TENSOR, 1, drawn * sizes.vocab / layout.stage * 4, layout, cluster),
+        _make("all-gather", "logits, over stages", ("stage",), 1, drawn * sizes.vocab * 4, layout, cluster),
         _make("collective-permute", "hidden states to the next stage", ("stage",), 1, hidden, layout, cluster),
     ]
     ring = layout.context
     if ring > 1 and tokens.prefill_tokens:
         chunk = tokens.prefill_tokens / ring
-        keys = 2 * chunk * sizes.kv_heads // layout.tensor * sizes.head_dim * item
-        sums = chunk * heads * sizes.head_dim * 4  # float32
-        queries = chunk * heads * (sizes.head_dim * item + 4) + sums  # with their partial results and log-sum-exp
-        found.append(
-            _make("collective-permute", "keys and values round the ring", ("context",), layers * (ring - 1), keys, layout, cluster)
-        )
-        found.append(_make("collective-permute", "queries round the ring", ("context",), layers * (ring - 1), queries, layout, cluster))
-        found.append(_make("collective-permute", "results home", ("context",), layers, sums, layout, cluster))
+        around = layers * (ring - 1)
+        keys = chunk * sizes.kv_heads // layout.tensor * sizes.head_dim * item
+        queries = chunk * heads * sizes.head_dim * item
+        sums = chunk * heads * 4  # log-sum-exp in float32, as the partial results are
+        found += [
+            _make("collective-permute", "keys, then values, round the ring", ("context",), 2 * around, keys, layout, cluster),
+            _make("collective-permute", "queries round the ring", ("context",), around, queries, layout, cluster),
+            _make("collective-permute", "their results so far", ("context",), around, sums * sizes.head_dim, layout, cluster),
+            _make("collective-permute", "their log-sum-exp", ("context",), around, sums, layout, cluster),
+            _make("collective-permute", "results home", ("context",), layers, queries, layout, cluster),
+            _make("all-reduce", "the chunk's last token", ("context",), 1, sizes.embed * item, layout, cluster),
+        ]
     if ring > 1 and tokens.decode_rows:
         weights = tokens.decode_rows * heads * 4
-        outputs = weights * (sizes.head_dim + 1)
-        found.append(_make("all-reduce", "largest log-sum-exp", ("context",), layers, weights, layout, cluster))
-        found.append(_make("all-reduce", "partial attention", ("context",), layers, outputs, layout, cluster))
+        found += [
+            _make("all-reduce", "largest log-sum-exp, and the sum", ("context",), 2 * layers, weights, layout, cluster),
+            _make("all-reduce", "partial attention", ("context",), layers, weights * sizes.head_dim, layout, cluster),
+        ]
     return tuple(one for one in found if one is not None)
 
 

@@ -61,7 +61,8 @@ def test_asynchronous_pairs_count_once_with_the_result_s_bytes():
         "%q = bf16[4,4]{1,0} collective-permute-done(%p)",
         "%t = (f32[8]{0}, f32[8,2]{1,0}) all-reduce(%x, %x), replica_groups=[1,8]<=[8], to_apply=%add",
     )
-    assert found == {Found("all-gather", 8, 4096): 1, Found("collective-permute", 3, 32): 1, Found("all-reduce", 8, 96): 1}
+    sums = {Found("all-reduce", 8, 32): 1, Found("all-reduce", 8, 64): 1}
+    assert found == {Found("all-gather", 8, 4096): 1, Found("collective-permute", 3, 32): 1} | sums
     aliased = "%a = ((f32[8]{0}), f32[8]{0}) all-reduce-start(%x), replica_groups=[1,8]<=[8], to_apply=%add"
     assert read(aliased, "%b = f32[8]{0} all-reduce-done(%a)") == {Found("all-reduce", 8, 32): 1}
 

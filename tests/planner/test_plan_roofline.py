@@ -52,10 +52,13 @@ def test_stages_and_context_have_their_own_collectives():
         "rows that draw, from the last stage",
         "logits, over stages",
         "hidden states to the next stage",
-        "keys and values round the ring",
+        "keys, then values, round the ring",
         "queries round the ring",
+        "their results so far",
+        "their log-sum-exp",
         "results home",
-        "largest log-sum-exp",
+        "the chunk's last token",
+        "largest log-sum-exp, and the sum",
         "partial attention",
     }
 
