@@ -55,7 +55,7 @@ def plan_config(tree: LlmEngine) -> PlanConfig:
 
 
 def engine_fields(document: dict[str, Any]) -> dict[str, Any]:
-    """The fields of EngineConfig that the tree settles. `sharding: auto` settles none: the plan prints the mesh to write."""
+    """The fields of EngineConfig that the tree settles. `sharding: auto` settles no mesh: the planner does (`novajax.options`)."""
     if not document:
         return {}
     tree = read_tree(document)
@@ -92,7 +92,6 @@ def not_honoured(document: dict[str, Any]) -> tuple[str, ...]:
         "workers.resources.network_bandwidth": f"{planned} a start uses what the network gives",
         "model.model_id": "it is the served name and the planned architecture; the weights are named by --model or engine.model",
         "model.quantization": "" if tree.model.quantization == "bf16" else f"{planned} weights are served in float32 or bfloat16",
-        "model.sharding": f"{planned} write the mesh that it prints" if tree.model.sharding == "auto" else "",
         "performance.target_latency": f"{planned} the scheduler does not enforce it",
         "performance.cache_size": "KV pages live on the devices only",
         "performance.compression": f"{planned} KV pages are stored unquantized" if tree.performance.compression else "",

@@ -5,6 +5,8 @@ A flag that was given wins over the file, the file over the defaults of `EngineC
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,8 @@ def engine_config(values: flags.FlagValues, file: ConfigFile) -> EngineConfig:
     for name in EngineConfig.__struct_fields__:
         if name in values and values[name].value is not None:
             merged[name] = values[name].value
+    if file.llm_engine and "mesh" not in merged:
+        merged["mesh"] = planned_mesh(values["config"].value or "")
     if "mesh" in merged:
         merged["mesh"] = parse_mesh(merged["mesh"])
     for name in _SIZES & merged.keys():
@@ -102,6 +106,20 @@ def parse_mesh(mesh: str | dict[str, Any]) -> dict[str, Any]:
     if unknown := sorted(mesh.keys() - {*_AXES, *_AXES.values()}):
         raise ConfigError(f"mesh: {unknown[0]!r} is not an axis; there are {', '.join(_AXES)}", param="mesh")
     return {_AXES.get(name, name): size for name, size in mesh.items()}
+
+
+def planned_mesh(path: str) -> dict[str, Any]:
+    """What the planner chooses for `sharding: auto`, in a process of its own since it reads the model through jax. Logs why.
+
+    Raises ConfigError with the planner's own words.
+    """
+    done = subprocess.run([sys.executable, "-m", "novajax.plan", f"--config={path}", "--json"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"sharding auto: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", param="sharding")
+    plan = msgspec.json.decode(done.stdout)
+    for line in (*plan["why"], *plan["warnings"]):
+        structlog.get_logger("novajax.options").info(f"sharding auto: {line}")
+    return plan["mesh"]
 
 
 def default_compile_cache() -> str:

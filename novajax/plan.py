@@ -153,7 +153,7 @@ def read_subject(path: str | None, model: str | None, given: dict[str, Any]) -> 
     document: dict[str, Any] = {}
     if path is not None:
         document = _read_yaml(Path(path))
-        unknown = document.keys() - {"architecture", "plan", "llm_engine", "engine", "server"}
+        unknown = document.keys() - {"architecture", "plan", "llm_engine", "engine", "server", "cluster"}
         if unknown:
             raise ConfigError(f"{path}: unknown section {sorted(unknown)[0]!r}")
     notes: tuple[str, ...] = ()
