@@ -174,7 +174,9 @@ def _choose(
     if config.layout == "auto":
         chosen = best(tried)
         fitting = [one for one in tried if one.bounds]
-        why = [f"{chosen.layout.name()}: the most tokens/s without overlap of {len(fitting)} layouts that fit, of {len(tried)} tried"]
+        most = max(fitting, key=lambda one: one.fitted()[1].total_serial_tokens_per_s if len(one.missed) == len(chosen.missed) else 0.0)
+        reason = "the most tokens/s without overlap" if most is chosen else f"the smallest group nearly as fast as {most.layout.name()}"
+        why = [f"{chosen.layout.name()}: {reason}, of {len(fitting)} layouts that fit and {len(tried)} tried"]
         if config.profile == "auto":
             refused = [name for name in PROFILES_BY_QUALITY[: PROFILES_BY_QUALITY.index(chosen.profile)]]
             why.append(f"profile {chosen.profile}: the most exact that fits" + (f" ({', '.join(refused)} do not)" if refused else ""))

@@ -1,7 +1,8 @@
 """Which layout, which profile, which pages: every way to cut a booking is tried, and each answer says why.
 
 Candidates are ranked by output tokens/s of the whole booking without overlap (what a program that overlaps nothing could reach),
-those that meet the wanted latencies first. Refused candidates keep their numbers.
+those that meet the wanted latencies first; of those nearly as good as the best the smallest group is taken. Refused candidates
+keep their numbers.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ PROFILES_BY_QUALITY = ("bf16", "balanced", "int8", "int4", "memory_critical")
 """The order in which profile=auto tries; the first that fits is taken. fp8 is not among them: it must be asked for."""
 PAGES = (64, 32, 16)
 """Tokens of a page on one device, in the order they are tried: large pages read faster, small ones waste less."""
+NEARLY = 0.02
+"""Of the best tokens/s: less is given up for a smaller group."""
 MOST_WASTE = 0.02
 """Of a mean request, in the half page that is empty on average."""
 
@@ -112,7 +115,7 @@ def search(sizes: ModelSizes, form: Profile, booking: Cluster, demand: Demand, w
     for layout in layouts(sizes, booking.devices):
         pages = choose_page_tokens(demand, layout.context)[0] if choose_pages else demand.page_tokens
         found.append(evaluate(sizes, form, layout, booking, msgspec.structs.replace(demand, page_tokens=pages), wanted))
-    return sorted(found, key=_rank)
+    return _simplest_first(sorted(found, key=_rank))
 
 
 def best(candidates: list[Candidate]) -> Candidate:
@@ -155,6 +158,19 @@ def nearest_better(asked: Candidate, candidates: list[Candidate], booking: Clust
 def _rank(one: Candidate) -> tuple[bool, int, float, int]:
     tokens = one.bounds.total_serial_tokens_per_s if one.bounds else 0.0
     return one.bounds is None, len(one.missed), -tokens, one.layout.group_devices
+
+
+def _simplest_first(ranked: list[Candidate]) -> list[Candidate]:
+    """The smallest group of those nearly as good as the best comes first: a group fails as one."""
+    top = ranked[0].bounds if ranked else None
+    if top is None:
+        return ranked
+    floor = (1 - NEARLY) * top.total_serial_tokens_per_s
+    near = [
+        one for one in ranked if one.bounds and len(one.missed) <= len(ranked[0].missed) and one.bounds.total_serial_tokens_per_s >= floor
+    ]
+    chosen = min(near, key=lambda one: one.layout.group_devices)
+    return [chosen, *(one for one in ranked if one is not chosen)]
 
 
 def closest(candidates: list[Candidate], count: int = 3) -> list[Candidate]:

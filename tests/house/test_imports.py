@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "novajax"
-HOST_ROOMS = ("core", "scheduler", "text", "server", "telemetry", "cluster")
+HOST_ROOMS = ("core", "planner", "scheduler", "text", "server", "telemetry", "cluster")
 HOST_FILES = ("kv/pages.py", "kv/prefix.py", "kv/manager.py")
 ENTRY_POINTS = ("launch.py", "precompile.py", "worker.py", "supervise.py", "batch.py", "convert.py", "train.py", "options.py")
 UNPICKLERS = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}

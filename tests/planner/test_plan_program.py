@@ -97,11 +97,32 @@ def test_wanted_latencies_move_the_choice(sizes):
     assert any("cannot be met: token in 1 ms" in line for line in hopeless.warnings)
 
 
+def test_a_small_model_gets_replicas_rather_than_a_pipeline():
+    plan = make_plan("m", model_sizes(architecture("8b")), PlanConfig(nodes=1))
+    assert plan.mesh == {"data": 1, "stage": 1, "context": 1, "tensor_parallel": 1}
+    assert plan.chosen.layout.replicas == 8
+    assert "the smallest group nearly as fast" in plan.why[0]
+
+
 def test_more_nodes_never_give_less(sizes):
     shown = [one for one in scaling(sizes, PlanConfig()) if not one.refused]
     assert [one.nodes for one in shown] == [2, 4, 8, 16, 32, 64]
     rates = [one.total_serial_tokens_per_s for one in shown]
     assert rates == sorted(rates)
+
+
+def test_compile_adds_what_xla_says():
+    """On virtual CPU devices, or virtual GPUs where the CUDA plugin is installed."""
+    sizes = ("--context_tokens=256", "--prompt_tokens=64", "--output_tokens=64", "--chunk_tokens=64", "--rows=8")
+    done = run("--model=checkpoints/nova-small", "--nodes=1", "--layout=tensor=2", *sizes, "--compile", "--json")
+    assert done.returncode == 0, done.stderr
+    decode, mixed = msgspec.json.decode(done.stdout, type=Plan).compiled
+    assert decode.bucket == "8 decode rows"
+    assert mixed.bucket == "8 decode rows and a chunk of 64"
+    for one in (decode, mixed):
+        assert sum(said.per_layer for said in one.collectives if said.kind == "all-reduce") == 2
+        assert not [said for said in one.collectives if said.kind != "all-reduce" and said.per_layer]
+        assert one.alias_bytes > 0
 
 
 def test_a_directory_can_be_planned_and_nonsense_is_refused(tmp_path):
