@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from novajax.cluster.hosts import Ended, Event, Host, Left, Said, Seen, Start
-from novajax.cluster.settings import Fault, GroupStatus, Order
+from novajax.cluster.settings import LOST, Fault, GroupStatus, Order
 from novajax.cluster.watch import Verdict, Watch
 from novajax.cluster.wire import listen
 from novajax.core.types import Component, Phase
@@ -137,14 +137,14 @@ class Epoch:
             case Said(epoch) | Ended(epoch) | Seen(epoch) if epoch != self._epoch:
                 return None
             case Said(_, rank, Fault(message, reason)):
-                return Verdict("config" if reason == "config" else "fault", message)
+                return Verdict("config" if reason == "config" else "fault", message, certain=reason != LOST)
             case Said(_, rank, alive):
                 phase = self._watch.alive(rank).phase
                 self._watch.heard(rank, alive, now_s)  # type: ignore[arg-type]
                 if alive.phase != phase:  # type: ignore[union-attr]
                     self._tell()
             case Ended(_, rank, code):
-                return Verdict("config" if code == CONFIG_CODE else "exit", f"rank {rank} {told_end(code)}")
+                return Verdict("config" if code == CONFIG_CODE else "exit", f"rank {rank} {told_end(code)}", certain=code < 0)
             case Seen(_, ranks):
                 for rank, pid, letter in ranks:
                     self._pids[rank] = pid
@@ -154,17 +154,14 @@ class Epoch:
     async def _last_words(self, verdict: Verdict) -> Verdict:
         """A killed rank breaks its neighbours' connections, which may be heard of first; and an exit may have had a reason."""
         deadline_s = time.monotonic() + LAST_WORDS_S
-        told: Verdict | None = None
-        while (rest_s := deadline_s - time.monotonic()) > 0 and told is None:
+        while not verdict.certain and (rest_s := deadline_s - time.monotonic()) > 0:
             try:
                 event = await asyncio.wait_for(self._events.get(), rest_s)
             except TimeoutError:
                 break
-            if isinstance(event, Ended) and event.epoch == self._epoch and event.code < 0 and verdict.reason == "fault":
-                told = self._take(event)
-            elif isinstance(event, Said) and isinstance(event.report, Fault) and not verdict.message.endswith(told_end(-9)):
-                told = self._take(event) if verdict.reason in ("exit", "config") else None
-        return told or verdict
+            if (other := self._take(event)) is not None and other.certain:
+                verdict = other
+        return verdict
 
     def _tell(self) -> None:
         now_s = time.monotonic()

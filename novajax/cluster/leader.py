@@ -17,7 +17,7 @@ from novajax.cluster.channel import ChannelError
 from novajax.cluster.plans import Compiled, Disagree, Done, End, Plan, Present, Proceed, Refuse, ToLeader, Warm
 from novajax.cluster.preflight import Facts, differences
 from novajax.cluster.progress import Tally
-from novajax.cluster.settings import Assignment, Fault
+from novajax.cluster.settings import LOST, Assignment, Fault
 from novajax.cluster.wire import Wire, accept
 from novajax.core.errors import ConfigError, EngineFailed
 from novajax.engine.runner import Landed, Runner
@@ -174,7 +174,7 @@ class LeadingRunner:
             try:
                 wire.send_body(body)
             except ChannelError as error:
-                self._failed(f"rank {rank} takes no plans any more: {error.message}")
+                self._failed(f"rank {rank} takes no plans any more: {error.message}", LOST)
                 self._check()
 
     def _check(self) -> None:
@@ -204,7 +204,7 @@ class LeadingRunner:
                     self._failed(text)
                     return
         except ChannelError as error:
-            self._failed(f"rank {rank} left the plan channel: {error.message}")
+            self._failed(f"rank {rank} left the plan channel: {error.message}", LOST)
 
     def _done(self, rank: int, done: Done) -> None:
         with self._lock:
@@ -233,10 +233,10 @@ class LeadingRunner:
         if mine is not None and others:
             self._failed(f"step {number}: rank {others[0]} drew tokens {owed.drawn[others[0]].hex()[:8]} instead of {mine.hex()[:8]}")
 
-    def _failed(self, message: str) -> None:
+    def _failed(self, message: str, reason: str = "fault") -> None:
         if self._fault is None and not self._closing:
             self._fault = GroupFault(message)
-            self._report(Fault(message))
+            self._report(Fault(message, reason))
 
 
 def disagreement(number: int, rank: int, theirs: bytes, mine: bytes) -> str:

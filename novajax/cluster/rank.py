@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 import structlog
 
+from novajax.cluster.channel import ChannelError
 from novajax.cluster.member import Builder, follow, lead
 from novajax.cluster.progress import Reporter, Tally, die_with_pipe
 from novajax.cluster.remote import BackendServer
-from novajax.cluster.settings import Assignment, Fault
+from novajax.cluster.settings import LOST, Assignment, Fault
 from novajax.core.backend import Backend
 from novajax.core.errors import ConfigError, NovaError
 from novajax.core.types import Phase
@@ -76,7 +77,7 @@ def _follow(assignment: Assignment, builder: Builder[Any], tally: Tally, reporte
         reporter.fault(Fault(error.message, "config"))
         return NOT_STARTED
     except Exception as error:
-        reporter.fault(Fault(_told(error, assignment.rank)))
+        reporter.fault(_told(error, assignment.rank))
         return FAILED
     return STOPPED
 
@@ -110,7 +111,7 @@ async def _lead(assignment: Assignment, builder: Builder[Any], tally: Tally, rep
     except Exception as error:
         if not isinstance(error, NovaError):
             structlog.get_logger().exception("the engine could not be built")
-        reporter.fault(Fault(_told(error, assignment.rank)))
+        reporter.fault(_told(error, assignment.rank))
         await server.close()
         return FAILED
     reporter.phase("ready")
@@ -128,7 +129,7 @@ async def _watch(engine: Backend, stop: asyncio.Event, reporter: Reporter) -> in
     while not stop.is_set():
         if (stats := await engine.stats()).phase == "failed":
             structlog.get_logger().error("the engine failed", detail=stats.detail)
-            reporter.fault(Fault(stats.detail))
+            reporter.fault(Fault(stats.detail, LOST))  # perhaps: its collectives fail when another rank is lost
             return FAILED
         try:
             await asyncio.wait_for(stop.wait(), WATCH_S)
@@ -137,8 +138,10 @@ async def _watch(engine: Backend, stop: asyncio.Event, reporter: Reporter) -> in
     return STOPPED
 
 
-def _told(error: Exception, rank: int) -> str:
-    return error.message if isinstance(error, NovaError) else f"rank {rank}: {type(error).__name__}: {str(error)[:300]}"
+def _told(error: Exception, rank: int) -> Fault:
+    if not isinstance(error, NovaError):
+        return Fault(f"rank {rank}: {type(error).__name__}: {str(error)[:300]}")
+    return Fault(f"rank {rank}: {error.message}", LOST if type(error) is ChannelError else "fault")
 
 
 def _say(line: str) -> None:

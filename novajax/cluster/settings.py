@@ -94,6 +94,10 @@ class Alive(msgspec.Struct, frozen=True, tag="alive"):
     busy: bool = False
 
 
+LOST = "lost"
+"""Reason of a fault that is only the effect of another rank's: its connection ended."""
+
+
 class Fault(msgspec.Struct, frozen=True, tag="fault"):
     """A rank saw that the group cannot go on, and why."""
 

@@ -15,6 +15,8 @@ STOPPED_S = 2.0
 class Verdict(msgspec.Struct, frozen=True):
     reason: Reason
     message: str
+    certain: bool = True
+    """False: an effect, whose cause may be heard of in a moment."""
 
 
 class _Seen:
@@ -62,10 +64,11 @@ class Watch:
 
     def verdict(self, now_s: float) -> Verdict | None:
         """Why the group must be started again, or None."""
-        for rank, seen in enumerate(self._seen):
-            if seen.state == "T" and now_s - seen.state_s >= min(STOPPED_S, self._settings.stall_s):
-                return Verdict("stopped", f"rank {rank} is stopped by a signal")
         late = [rank for rank, seen in enumerate(self._seen) if self._late(seen, now_s, 1.0)]
+        stopped = [rank for rank, seen in enumerate(self._seen) if seen.state == "T"]
+        bound_s = min(STOPPED_S, self._settings.stall_s)
+        if stopped and (late or any(now_s - self._seen[rank].state_s >= bound_s for rank in stopped)):
+            return Verdict("stopped", f"rank {_listed(stopped)} is stopped by a signal")
         if not late:
             return None
         return Verdict("stall", self._culprit(late, now_s))
