@@ -2,7 +2,7 @@
 
 `seconds` is the largest of the three: no program is faster, however well it overlaps. `serial_s` is their sum: a program
 that overlaps nothing, each part at its full rate. Not counted, so that the bound holds: reading activations, launches, the
-host, sampling.
+host, sampling. Of a mixture every expert is read, as the engine's program does, and only those a token visits are multiplied by.
 """
 
 from typing import Literal

@@ -1,16 +1,18 @@
 """Bytes: the published models' exact counts, and small cases counted by hand."""
 
+import json
 import math
 
 import msgspec
 import pytest
-from planner_world import architecture, tiny, tiny_config, toy_cluster
+from planner_world import ROOT, architecture, tiny, tiny_config, toy_cluster
 
 from novajax.core.config import EngineConfig, MeshConfig
 from novajax.core.errors import CapacityError, ConfigError
 from novajax.engine.buckets import make_table
 from novajax.engine.capacity import ACCELERATOR_SHARE, step_reserve_bytes
 from novajax.models.decoder import parameter_count
+from novajax.models.families.registry import read_config
 from novajax.models.sizes import model_sizes
 from novajax.parallel.mesh import split_tensor_parallel
 from novajax.planner.formats import SCALE_BYTES, array_bytes, profile, profiles
@@ -41,6 +43,12 @@ def test_the_published_models_are_counted_exactly(name, parameters, bf16_bytes, 
 def test_the_count_is_that_of_the_abstract_module():
     assert model_sizes(architecture("8b")).parameters == parameter_count(architecture("8b"))
     assert tiny().parameters == parameter_count(tiny_config()) == 4 * LAYER + ENDS
+
+
+@pytest.mark.parametrize("family", sorted(path.name for path in (ROOT / "tests/data/nano").iterdir()))
+def test_every_family_is_counted_exactly(family):
+    cfg = read_config(json.loads((ROOT / "tests/data/nano" / family / "config.json").read_text()))
+    assert model_sizes(cfg).parameters == parameter_count(cfg)
 
 
 def test_host_arithmetic_agrees_with_the_device_half():
