@@ -59,7 +59,8 @@ class EngineProcess:
         self._child: ChildProcess | None = None
         self._attaching: asyncio.Task[None] | None = None
         self._attached = ""
-        self._supervisor_restarts = 0
+        self._past: dict[str, int] = {}
+        """Restarts by reason, as supervisors that are gone counted them; and their own."""
 
     async def run(self) -> None:
         """Keeps the engine running until cancelled. Raises ConfigError if it cannot start at all."""
@@ -103,19 +104,19 @@ class EngineProcess:
                     await ended
             if self._status.fatal:
                 return self._status.fatal
-            self._supervisor_restarts += 1
+            self._past = self._status.restarts | {"supervisor": self._status.restarts.get("supervisor", 0) + 1}
             epoch = self._status.epoch + 1
             structlog.get_logger("novajax.front").error("the supervisor died and is started again", code=ended.result(), epoch=epoch)
             self._remote.lost("restarting" if self._remote.was_ready else "starting", "its supervisor died")
             await self._ranks_gone()
             self._order = msgspec.structs.replace(self._order, first_epoch=epoch, served_before=self._remote.was_ready)
-            self._heard(msgspec.structs.replace(self._status, epoch=epoch, phase="restarting", socket="", components=()))
+            self._heard(msgspec.structs.replace(self._status, epoch=epoch, phase="restarting", socket="", components=(), restarts={}))
 
     def _heard(self, status: GroupStatus) -> None:
         self._told_s = time.monotonic()
-        if self._supervisor_restarts:
-            restarts = status.restarts | {"supervisor": self._supervisor_restarts}
-            status = msgspec.structs.replace(status, restarts=restarts)
+        if self._past:
+            reasons = self._past.keys() | status.restarts.keys()
+            status = msgspec.structs.replace(status, restarts={r: self._past.get(r, 0) + status.restarts.get(r, 0) for r in reasons})
         self._status = status
         self._remote.heard(status)
         if status.socket and status.socket != self._attached:

@@ -15,14 +15,19 @@ from novajax.server.front import Front
 from novajax.telemetry.metrics import CONTENT_TYPE
 
 
-class Component(msgspec.Struct, frozen=True, kw_only=True):
+class Component(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: str
     pid: int | None
     detail: str = ""
+    rank: int | None = None
+    host: str = ""
+    epoch: int | None = None
+    step: int | None = None
 
 
 class Health(msgspec.Struct, frozen=True):
     status: str
+    """ok, restarting (its engine died and is being started again), stuck (it has work and completes none) or failed."""
     components: dict[str, Component]
 
 
@@ -33,13 +38,18 @@ class Ready(msgspec.Struct, frozen=True):
 
 @get("/health", opt={"public": True})
 async def health(front: NamedDependency[Front]) -> Response[Any]:
-    """200 while the process serves and the engine has not failed, also while it loads or drains."""
+    """200 while the process serves and the engine has not failed for good, also while it loads, drains or is started again."""
     stats = await front.backend.stats()
-    engine = Component(status=stats.phase, pid=stats.pid, detail=stats.detail)
+    engine = Component(status=stats.phase, pid=stats.pid, detail=stats.detail, epoch=stats.epoch or None)
     process = Component(status="draining" if front.gate.closed else "serving", pid=os.getpid())
-    failed = stats.phase == "failed"
-    body = Health("failed" if failed else "ok", {"process": process, "engine": engine})
-    return _uncached(body, 503 if failed else 200)
+    ranks = {
+        f"rank {each.rank}": Component(
+            status=each.phase, pid=each.pid, detail=each.detail, rank=each.rank, host=each.host, epoch=stats.epoch, step=each.step
+        )
+        for each in stats.components
+    }
+    status = stats.phase if stats.phase in ("failed", "restarting", "stuck") else "ok"
+    return _uncached(Health(status, {"process": process, "engine": engine} | ranks), 503 if status == "failed" else 200)
 
 
 @get("/ready", opt={"public": True})

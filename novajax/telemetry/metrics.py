@@ -50,6 +50,9 @@ class Metrics:
         self._waiting = self._gauge("num_requests_waiting", "Sequences waiting for a place")
         self._kv_usage = self._gauge("kv_cache_usage_perc", "Share of KV pages held by running sequences; 1 is all")
         self._kv_blocks = self._gauge("kv_blocks", "KV pages by state", "state", "tier")
+        self._restarts = self._counter("engine_restarts", "Starts of the engine's processes after a fault", "reason")
+        self._restarted: dict[str, int] = {}
+        self._recovery = self._gauge("recovery_seconds", "From the detection of the last fault to serving again")
         self._host_step = self._gauge("host_step_seconds", "Median host time of the last steps")
         self._device_busy = self._gauge("device_busy_ratio", "Share of wall time in which the device worked")
 
@@ -115,7 +118,12 @@ class Metrics:
         self._kv_usage.labels(self._model_name).set(stats.kv_pages_held / stats.kv_pages_total if stats.kv_pages_total else 0.0)
         for state, pages in (("free", stats.kv_pages_free), ("cached", stats.kv_pages_cached), ("held", stats.kv_pages_held)):
             self._kv_blocks.labels(self._model_name, state, "device").set(pages)
-        for gauge, value in ((self._host_step, stats.host_step_s), (self._device_busy, stats.device_busy)):
+        for reason, count in stats.restarts.items():  # a supervisor that is replaced counts from zero again
+            last = self._restarted.get(reason, 0)
+            self._restarts.labels(self._model_name, reason).inc(count if count < last else count - last)
+            self._restarted[reason] = count
+        measured = ((self._host_step, stats.host_step_s), (self._device_busy, stats.device_busy), (self._recovery, stats.recovery_s))
+        for gauge, value in measured:
             if value is None:
                 gauge.clear()  # unmeasured is absent, not zero
             else:

@@ -1,5 +1,6 @@
 """The whole server as a user starts it: one process tree, a killed engine, signals, refusals that end a start."""
 
+import json
 import os
 import signal
 import socket
@@ -33,6 +34,10 @@ def stream(url: str, results: list[list[str]], started: threading.Event, tokens:
     results.append(lines)
 
 
+def text_of(lines: list[str]) -> str:
+    return "".join(json.loads(line)["choices"][0]["text"] for line in lines if line != "[DONE]" and json.loads(line)["choices"])
+
+
 def until(what, wait_s: float = WAIT_S) -> None:
     deadline_s = time.monotonic() + wait_s
     while not what():
@@ -62,17 +67,20 @@ def served() -> Iterator[ServedModel]:
         yield running
 
 
-def test_a_killed_engine_ends_its_streams_and_comes_back(served: ServedModel):
+def test_a_killed_engine_comes_back_and_its_streams_go_on(served: ServedModel):
     url, results, started = served.url, [], threading.Event()
+    stream(url, results, started)
+    assert results[0][-1] == "[DONE]"
     first_pid = engine_pid(url)
     assert first_pid is not None
+    started.clear()
     client = threading.Thread(target=stream, args=(url, results, started))
     client.start()
     assert started.wait(WAIT_S)
     os.kill(first_pid, signal.SIGKILL)
-    client.join(WAIT_S)
-    assert '"error"' in results[0][-1]
-    assert "[DONE]" not in results[0]
+    until(lambda: not ready(url), 10)
+    health = httpx.get(f"{url}/health")
+    assert (health.status_code, health.json()["status"]) == (200, "restarting")
     while not ready(url):
         refused = httpx.post(f"{url}/v1/completions", json={"prompt": "a"})
         assert refused.status_code in (200, 503)
@@ -80,10 +88,12 @@ def test_a_killed_engine_ends_its_streams_and_comes_back(served: ServedModel):
             assert refused.json()["error"]["code"] == "unavailable"
             assert int(refused.headers["retry-after"]) >= 1
         time.sleep(0.1)
-    second_pid = engine_pid(url)
-    assert second_pid not in (None, first_pid)
-    stream(url, results, started, tokens=20)
+    client.join(WAIT_S)
+    assert text_of(results[1]) == text_of(results[0])
     assert results[1][-1] == "[DONE]"
+    assert engine_pid(url) not in (None, first_pid)
+    metrics = httpx.get(f"{url}/metrics").text
+    assert 'novajax_engine_restarts_total{model_name="nova-small",reason="exit"} 1.0' in metrics
 
 
 def test_sigterm_drains_and_leaves_nothing(served: ServedModel):
