@@ -14,13 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import msgspec
+from jax.sharding import PartitionSpec
 
 from novajax.core.types import MAX_TOP_LOGPROBS
 from novajax.engine import inputs, sampler
 from novajax.engine.buckets import Bucket, BucketTable
-from novajax.engine.layout import DECODE_TRANSIT, EVERYWHERE, PACKED, POOL, PREFILL_TRANSIT, ROWS, Layout
+from novajax.engine.layout import EVERYWHERE, PACKED, ROWS, Layout
 from novajax.engine.sampler import SamplingState, Variant
-from novajax.engine.step import Scored, Stepped, Transit, forward
+from novajax.engine.step import Transit, forward, result_specs
 from novajax.kv.pool import KVPool
 from novajax.telemetry.progress import Progress
 
@@ -127,10 +128,9 @@ def lower_forward(
 ) -> Any:
     """The step program of one bucket, lowered for arguments that may be abstract. Donates: pool, transit."""
     rows = table.sample_rows(bucket)
-    pools = layout.sharding(POOL)
-    moving = None if transit is None else Transit(layout.sharding(DECODE_TRANSIT), layout.sharding(PREFILL_TRANSIT))
+    specs = result_specs(transit is not None, bucket.score)
+    results = jax.tree.map(layout.sharding, specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
     by_rows = layout.sharding(ROWS)
-    results = Stepped(KVPool(pools, pools), moving, by_rows, by_rows, Scored(by_rows, by_rows) if bucket.score else None)
     last_tokens = jax.ShapeDtypeStruct((slots,), jnp.int32, sharding=by_rows)
     packed = jax.ShapeDtypeStruct((layout.data, layout.stages, inputs.size(bucket)), jnp.int32, sharding=layout.sharding(PACKED))
     how = {"layout": layout, "bucket": bucket, "rows": rows}

@@ -110,7 +110,8 @@ class Executor:
         scores = None if pending.scores is None else [np.asarray(a) for a in pending.scores]
         prompt_scores = None if pending.prompt_scores is None else [np.asarray(a) for a in pending.prompt_scores]
         results, prompt_logprobs = {}, {}
-        decode, prefill = (by_partition(rows, self._slots, partitions) for rows in (plan.decode, plan.prefill))
+        decode = by_partition(plan.decode, self._slots, partitions)
+        prefill = by_partition(plan.prefill, self._slots, partitions)
         for partition in range(partitions):
             rows = [*enumerate(decode[partition]), *enumerate(prefill[partition], start=bucket.decode_rows)]
             for x, row in rows:

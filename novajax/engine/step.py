@@ -73,19 +73,28 @@ def forward(
     body = partial(_forward, graphdef, layout=layout, bucket=bucket, rows=rows)
     if layout.alone:
         return body(weights, pool, transit, last_tokens, packed)
-    manual = set(MANUAL_AXES)
-    pools = KVPool(only(MANUAL_AXES, POOL), only(MANUAL_AXES, POOL))
-    moving = None if transit is None else Transit(DECODE_TRANSIT, PREFILL_TRANSIT)
-    scored = Scored(ROWS, ROWS) if bucket.score else None
+    specs = jax.tree.map(partial(only, MANUAL_AXES), result_specs(transit is not None, bucket.score), is_leaf=_is_spec)
     cut = jax.shard_map(
         body,
         mesh=layout.mesh,
-        in_specs=(_weight_specs(weights, layout.stages), pools, moving, ROWS, PACKED),
-        out_specs=Stepped(pools, moving, ROWS, ROWS, scored),
-        axis_names=manual,
+        in_specs=(_weight_specs(weights, layout.stages), specs.pool, specs.transit, ROWS, PACKED),
+        out_specs=specs,
+        axis_names=set(MANUAL_AXES),
         check_vma=False,
     )
     return cut(weights, pool, transit, last_tokens, packed)
+
+
+def result_specs(staged: bool, scored: bool) -> Any:
+    """A `Stepped` of partition specs: how results lie on the mesh. The pool's and the transit's are those of the arguments too."""
+    pool: Any = POOL
+    rows: Any = ROWS
+    moving: tuple[Any, Any] = (DECODE_TRANSIT, PREFILL_TRANSIT)
+    return Stepped(KVPool(pool, pool), Transit(*moving) if staged else None, rows, rows, Scored(rows, rows) if scored else None)
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, PartitionSpec)
 
 
 def _forward(

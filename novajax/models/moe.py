@@ -14,9 +14,12 @@ from flax import nnx
 from novajax.models.config import Activation, Experts, ModelConfig
 from novajax.models.mlp import activate
 from novajax.models.weight import weight
+from novajax.parallel.island import island, joined
 from novajax.quant.matmul import einsum, pick
 
 MAX_BLOCK_ROWS = 64
+_IN = ("experts", "embed", "mlp")
+_OUT = ("experts", "mlp", "embed")
 
 
 class MoE(nnx.Module):
@@ -28,13 +31,19 @@ class MoE(nnx.Module):
         self.renormalize = kind.renormalize
         e, d, f = kind.experts, cfg.embed, kind.mlp
         self.router = weight(rngs, (d, e), ("embed", None), dtype, inputs=d)
-        self.gate = weight(rngs, (e, d, f), ("experts", "embed", "mlp"), dtype, inputs=d)
-        self.up = weight(rngs, (e, d, f), ("experts", "embed", "mlp"), dtype, inputs=d)
-        self.down = weight(rngs, (e, f, d), ("experts", "mlp", "embed"), dtype, inputs=f * 2 * len(cfg.layers))
+        self.gate = weight(rngs, (e, d, f), _IN, dtype, inputs=d)
+        self.up = weight(rngs, (e, d, f), _IN, dtype, inputs=d)
+        self.down = weight(rngs, (e, f, d), _OUT, dtype, inputs=f * 2 * len(cfg.layers))
 
     def __call__(self, x_TD: jax.Array) -> jax.Array:
-        shares_TA, chosen_TA = self.route(x_TD)
-        return jax.lax.platform_dependent(x_TD, shares_TA, chosen_TA, cpu=self.by_blocks, default=self.by_all)
+        """An island: each device has a part of every expert's width, and one sum joins the parts."""
+
+        def local(x_TD: jax.Array, shares_TA: jax.Array, chosen_TA: jax.Array, *weights: jax.Array) -> jax.Array:
+            arguments = (x_TD, shares_TA, chosen_TA, *weights)
+            return joined(jax.lax.platform_dependent(*arguments, cpu=self.by_blocks, default=self.by_all))
+
+        cut = island(local, ((), (), (), _IN, _IN, _OUT), ())
+        return cut(x_TD, *self.route(x_TD), self.gate.get_value(), self.up.get_value(), self.down.get_value())
 
     def route(self, x_TD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(float32 shares_TA, int32 chosen_TA): each token's A best experts and what each contributes."""
@@ -44,17 +53,21 @@ class MoE(nnx.Module):
             shares_TA = shares_TA / jnp.sum(shares_TA, axis=-1, keepdims=True)
         return shares_TA, chosen_TA
 
-    def by_all(self, x_TD: jax.Array, shares_TA: jax.Array, chosen_TA: jax.Array) -> jax.Array:
+    def by_all(
+        self, x_TD: jax.Array, shares_TA: jax.Array, chosen_TA: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array
+    ) -> jax.Array:
         """Every token through every expert."""
-        tokens, experts = x_TD.shape[0], self.gate.shape[0]
+        tokens, experts = x_TD.shape[0], gate.shape[0]
         shares_TE = jnp.zeros((tokens, experts), jnp.float32).at[jnp.arange(tokens)[:, None], chosen_TA].set(shares_TA)
-        gate_ETF, up_ETF = einsum("td,edf->etf", x_TD, self.gate), einsum("td,edf->etf", x_TD, self.up)
+        gate_ETF, up_ETF = einsum("td,edf->etf", x_TD, gate), einsum("td,edf->etf", x_TD, up)
         hidden_ETF = activate(self.activation, gate_ETF) * up_ETF * shares_TE.T[:, :, None]
-        return einsum("etf,efd->td", hidden_ETF.astype(x_TD.dtype), self.down)
+        return einsum("etf,efd->td", hidden_ETF.astype(x_TD.dtype), down)
 
-    def by_blocks(self, x_TD: jax.Array, shares_TA: jax.Array, chosen_TA: jax.Array) -> jax.Array:
+    def by_blocks(
+        self, x_TD: jax.Array, shares_TA: jax.Array, chosen_TA: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array
+    ) -> jax.Array:
         """Visits sorted by expert, each expert's run padded to whole blocks of rows, one block at a time."""
-        experts, visits = self.gate.shape[0], chosen_TA.size
+        experts, visits = gate.shape[0], chosen_TA.size
         rows = min(MAX_BLOCK_ROWS, max(2, 1 << math.ceil(math.log2(visits / experts)))) if visits > experts else 2
         blocks = min(experts, visits) + visits // rows  # the most that padding can make
         expert_X = chosen_TA.reshape(-1)
@@ -67,8 +80,8 @@ class MoE(nnx.Module):
         owner = jnp.searchsorted(jnp.cumsum(blocks_E), jnp.arange(blocks), side="right")  # `experts`: an unused block
 
         def one_expert(x_BD: jax.Array, expert: jax.Array) -> jax.Array:
-            gate_BF, up_BF = (einsum("bd,df->bf", x_BD, pick(matrix, expert)) for matrix in (self.gate, self.up))
-            return einsum("bf,fd->bd", activate(self.activation, gate_BF) * up_BF, pick(self.down, expert))
+            gate_BF, up_BF = (einsum("bd,df->bf", x_BD, pick(matrix, expert)) for matrix in (gate, up))
+            return einsum("bf,fd->bd", activate(self.activation, gate_BF) * up_BF, pick(down, expert))
 
         def block(carry: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
             x_BD, expert = inputs

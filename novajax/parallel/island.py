@@ -37,5 +37,11 @@ def island(function: Callable[..., Any], inputs: tuple[Any, ...], outputs: Any) 
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=set(axes), check_vma=False)
 
 
+def joined(part: jax.Array) -> jax.Array:
+    """The sum of an island's partial results over the devices of (tensor, query). Inside an island."""
+    axes = cut_axes()
+    return jax.lax.psum(part, axes) if axes else part
+
+
 def _is_axes(node: Any) -> bool:
     return isinstance(node, tuple) and all(name is None or isinstance(name, str) for name in node)

@@ -56,10 +56,10 @@ def _open(path: pathlib.Path) -> Any:
         raise WeightsError(f"{path}: cannot be opened: {error}") from error
 
 
-def _reader(stored: dict[int, Any], variable: Any, progress: Reporter) -> Callable[[tuple[slice, ...]], np.ndarray]:
+def _reader(stored: dict[int, Any], variable: Any, progress: Reporter) -> Callable[[Any], np.ndarray]:
     """The callback that reads one slice of the stacked array."""
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
         stages = range(variable.shape[0])[index[0]]
         shape = [len(range(size)[part]) for size, part in zip(variable.shape, index, strict=True)]
         out = np.zeros(shape, variable.dtype)

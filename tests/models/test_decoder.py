@@ -94,7 +94,8 @@ def test_formulations_of_experts_agree_and_nothing_is_dropped(tokens: int):
     x_TD = jax.random.normal(jax.random.key(2), (tokens, cfg.embed))
     x_TD = x_TD.at[tokens // 2 :].set(x_TD[0])  # half the tokens crowd on one pair of experts
     route = jax.jit(moe.route)(x_TD)
-    blocks, everywhere = (np.asarray(jax.jit(form)(x_TD, *route)) for form in (moe.by_blocks, moe.by_all))
+    weights = [matrix.get_value() for matrix in (moe.gate, moe.up, moe.down)]
+    blocks, everywhere = (np.asarray(jax.jit(form)(x_TD, *route, *weights)) for form in (moe.by_blocks, moe.by_all))
     np.testing.assert_allclose(blocks, everywhere, atol=2e-5)
     np.testing.assert_allclose(blocks[-1], blocks[0], atol=1e-6)
 
@@ -108,7 +109,8 @@ def test_gradients_flow_through_experts():
     def loss(state: nnx.State, blocks: bool) -> jax.Array:
         model = nnx.merge(graph, state)
         form = model.by_blocks if blocks else model.by_all
-        return jnp.sum(jnp.square(form(x_TD, *model.route(x_TD))))
+        weights = [matrix.get_value() for matrix in (model.gate, model.up, model.down)]
+        return jnp.sum(jnp.square(form(x_TD, *model.route(x_TD), *weights)))
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
     by_blocks, by_all = (gradient(state, blocks) for blocks in (True, False))

@@ -26,7 +26,7 @@ from novajax.weights.describe import describe
 NEAR_TIE = 1e-3
 PROMPTS = 6
 PAGE = 8
-POOL_TOKENS = 144
+POOL_TOKENS = 96
 """Of each partition: too few for four sequences."""
 
 
