@@ -88,7 +88,7 @@ def make_table(config: EngineConfig, max_request_tokens: int, *, on_cpu: bool) -
     mesh = config.mesh
     if config.max_rows % mesh.data:
         raise ConfigError(f"max_rows={config.max_rows} is not a multiple of data={mesh.data}", param="max_rows")
-    most_rows = config.max_rows // mesh.data
+    most_rows = -(-config.max_rows // (mesh.data * mesh.stage))  # a tick has a stage's share of the rows (`scheduler.pipeline`)
     widest = -(-max_request_tokens // (config.page_tokens * mesh.context))
     chunk = min(config.chunk_tokens, widest * config.page_tokens * mesh.context)
     if chunk % mesh.context:
