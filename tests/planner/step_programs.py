@@ -30,7 +30,7 @@ def layouts() -> dict:
     found = {}
     for name, mesh in LAYOUTS.items():
         rows = ROWS * mesh.data
-        config = EngineConfig(model="m", mesh=mesh, max_rows=rows, max_context_tokens=64, page_tokens=8, chunk_tokens=CHUNK)
+        config = EngineConfig(model="m", mesh=mesh, max_rows=rows * mesh.stage, max_context_tokens=64, page_tokens=8, chunk_tokens=CHUNK)
         for chunk in (0, CHUNK):
             found[f"{name} {chunk}"] = compile_shallow(tiny_config(8), config, "float32", ROWS, chunk, PAGES, DEVICES, "cpu")
     return found
