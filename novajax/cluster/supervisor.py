@@ -27,7 +27,9 @@ class Supervisor:
         self._events = events
         self._tell = tell
         self._history = History()
-        self._history.ever_served = order.served_before
+        if order.served_before:  # the loss of the supervisor before this one is the first fault
+            self._history.ever_served = True
+            self._history.faulted()
 
     async def run(self) -> str:
         """Runs until cancelled. Returns why the group was given up, which only a group that never served is."""
