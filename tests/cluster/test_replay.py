@@ -110,13 +110,13 @@ def test_the_bounds_give_one_error_each():
         with pytest.raises(EngineFailed, match="lost 3 times"):
             await collect(often, request(5))
         for settings, words in (
-            ({"replay_wait_s": 0.05}, "did not come back"),
-            ({"max_waiting_replays": 0}, "wait for the engine already"),
+            (ClusterSettings(replay_wait_s=0.05), "did not come back"),
+            (ClusterSettings(max_waiting_replays=0), "wait for the engine already"),
         ):
             inner = Scripted((1, LOST))
             inner.back.clear()
             with pytest.raises(EngineFailed, match=words):
-                await collect(ReplayingBackend(inner, ClusterSettings(**settings)), request(5))
+                await collect(ReplayingBackend(inner, settings), request(5))
         inner = Scripted((1, LOST))
         inner.given_up = True
         with pytest.raises(EngineFailed):
