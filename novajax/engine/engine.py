@@ -5,6 +5,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Any
 from typing import Protocol
 
 from novajax.core.clock import Clock
@@ -95,6 +96,7 @@ class Engine:
         self._loop.post(partial(self._abort, request_id))
 
     async def stats(self) -> Stats:
+        counted: dict[str, Any] = {**self._scheduler.stats()}
         return Stats(
             phase=self._phase,
             detail=self._detail,
@@ -102,7 +104,7 @@ class Engine:
             host_step_s=self._loop.host_step_s,
             pid=os.getpid(),
             startup=self._startup,
-            **self._scheduler.stats(),
+            **counted,
         )
 
     async def drain(self, grace_s: float) -> None:

@@ -69,7 +69,7 @@ def take(answer: Answer, update: Update) -> None:
         answer.gaps.append(best[0] - best[1] if len(best) > 1 else 1.0)
 
 
-def answers(model: Path, mesh: MeshConfig) -> tuple[list[Answer], dict[str, float]]:
+def answers(model: Path, mesh: MeshConfig) -> tuple[list[Answer], dict[str, int]]:
     """Few pages, so that sequences are preempted; small chunks, so that prompts come in several."""
     cfg = describe(model).config
     layout = Layout(mesh_for(mesh, cfg.kv_heads, jax.devices()), cfg)

@@ -282,7 +282,8 @@ class World:
     # --- checks
 
     def check_shape(self, plan: StepPlan) -> None:
-        decode, prefill = (by_partition(rows, self.slots, len(self.kvs)) for rows in (plan.decode, plan.prefill))
+        decode = by_partition(plan.decode, self.slots, len(self.kvs))
+        prefill = by_partition(plan.prefill, self.slots, len(self.kvs))
         assert len(decode) == len(prefill) == len(self.kvs), "a slot beyond the last partition"
         assert max(map(len, decode)) <= plan.decode_rows
         assert (plan.decode_rows, plan.prefill_shape) in self.shapes.buckets()
