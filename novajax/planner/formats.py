@@ -1,5 +1,6 @@
 """How numbers are stored: bytes of each format with its scales, and precision profiles (component -> format) as data."""
 
+import math
 from typing import Literal
 
 import msgspec
@@ -13,7 +14,7 @@ SCALE_BYTES = 4
 """Quantization scales are float32: one an output channel (int8, fp8), one a group and output channel (int4)."""
 GROUP = 128
 """Contracted elements that share a scale in int4."""
-_BITS: dict[FormatName, int] = {"float32": 32, "bfloat16": 16, "int8": 8, "fp8": 8, "int4": 4}
+BITS: dict[FormatName, int] = {"float32": 32, "bfloat16": 16, "int8": 8, "fp8": 8, "int4": 4}
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +37,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     def arithmetic(self, weight: FormatName) -> Arithmetic:
         """What a multiplication by weights of that format runs as."""
-        if self.activations in ("int8", "fp8") and _BITS[weight] <= 8:
+        if self.activations in ("int8", "fp8") and BITS[weight] <= 8:
             return self.activations
         return "float32" if "float32" in (self.activations, weight) else "bfloat16"
 
@@ -82,23 +83,34 @@ def profile(name: str) -> Profile:
     return known[name]
 
 
+def blocks(shape: tuple[int, ...], contracted: tuple[int, ...], group: int | None) -> tuple[int, ...]:
+    """For each dimension, how many neighbours share a scale: 1 where nothing is summed; of the `contracted` dimensions all, or with a
+    `group` as many as make it up, the innermost first. The last group of a dimension may be short."""
+    found, left = [1] * len(shape), group
+    for index in sorted(contracted, reverse=True):
+        found[index] = shape[index] if left is None else min(shape[index], left)
+        left = None if left is None else left // found[index]
+    return tuple(found)
+
+
+def scale_shape(shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the scales of an array of `shape` in `block`s: as many dimensions, a scale for each block."""
+    return tuple(-(-size // by) for size, by in zip(shape, block, strict=True))
+
+
 def array_bytes(array: Array, local_shape: tuple[int, ...], form: FormatName) -> int:
     """Bytes of one device's piece of an array, scales included. int4 groups lie along the contracted elements."""
-    elements = contracted = 1
-    for index, size in enumerate(local_shape):
-        elements *= size
-        contracted *= size if index in array.contracted else 1
-    data = -(-elements * _BITS[form] // 8)
+    data = -(-math.prod(local_shape) * BITS[form] // 8)
     if form in ("float32", "bfloat16"):
         return data
-    scales = elements // contracted * (-(-contracted // GROUP) if form == "int4" else 1)
-    return data + scales * SCALE_BYTES
+    by = blocks(local_shape, array.contracted, GROUP if form == "int4" else None)
+    return data + math.prod(scale_shape(local_shape, by)) * SCALE_BYTES
 
 
 def kv_bytes(form: FormatName, heads: int, head_dim: int) -> float:
     """Bytes of one token's keys (or values) in one layer. int8 and int4 have a scale for each head; fp8 needs none."""
     scales = SCALE_BYTES * heads if form in ("int8", "int4") else 0
-    return heads * head_dim * _BITS[form] / 8 + scales
+    return heads * head_dim * BITS[form] / 8 + scales
 
 
 def item_bytes(form: FormatName) -> int:
