@@ -35,7 +35,7 @@ _DEVICES = flags.DEFINE_integer("devices_per_process", 2, "virtual devices of ea
 _MESH = flags.DEFINE_string("mesh", "tensor=2,stage=2,data=2", "mesh; its product is processes x devices_per_process")
 _CLIENTS = flags.DEFINE_integer("clients", 4, "streams at a time", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "which faults, and when")
-_TOKENS = flags.DEFINE_integer("tokens", 80, "tokens of each answer", lower_bound=8)
+_TOKENS = flags.DEFINE_integer("tokens", 32, "tokens of each answer", lower_bound=8)
 
 BOUND_S = 120.0
 """No client may wait longer for its answer or its error."""
@@ -197,6 +197,16 @@ async def until(what, bound_s: float) -> float:
     return time.monotonic() - began_s
 
 
+async def answered(outcome: Outcome) -> float:
+    """Waits until each client has had an answer on average, so that faults meet a group that works; seconds that took."""
+    wanted = outcome.correct + outcome.wrong + outcome.errors + _CLIENTS.value
+
+    async def enough() -> bool:
+        return outcome.correct + outcome.wrong + outcome.errors >= wanted
+
+    return await until(enough, BOUND_S)
+
+
 async def run(url: str) -> tuple[list[Round], Outcome, set[int]]:
     draw, outcome, rounds, stop = random.Random(_SEED.value), Outcome(), [], asyncio.Event()
     async with httpx.AsyncClient(base_url=url, timeout=BOUND_S + 30, trust_env=False) as http:
@@ -206,7 +216,7 @@ async def run(url: str) -> tuple[list[Round], Outcome, set[int]]:
         try:
             order = (kinds() + draw.choices(kinds(), k=_ROUNDS.value))[: _ROUNDS.value]
             for number, kind in enumerate(order, 1):
-                await asyncio.sleep(draw.uniform(1.0, 4.0))
+                await asyncio.sleep(await answered(outcome) * draw.uniform(0.1, 0.9))
                 before = await group.epoch()
                 began_s = time.monotonic()
                 await group.hurt(kind)

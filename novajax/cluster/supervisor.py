@@ -13,7 +13,7 @@ from novajax.cluster.epoch import Epoch, History
 from novajax.cluster.hosts import Event, Host
 from novajax.cluster.settings import GroupStatus, Order
 
-BRIEF_S = 10.0
+BRIEF_S = 2.0
 """An epoch that served for less counts as one more failure in a row."""
 LONGEST_PAUSE_S = 30.0
 
