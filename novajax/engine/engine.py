@@ -5,8 +5,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
-from typing import Protocol
+from typing import Any, Protocol
 
 from novajax.core.clock import Clock
 from novajax.core.errors import EngineFailed, InternalError, NovaError, Unavailable
