@@ -58,7 +58,12 @@ async def supervise(order: Order, report_fd: int) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     head = Head(order, events.put_nowait)
     if order.place.count > 1:
-        await head.listen()
+        try:
+            await head.listen()
+        except OSError as error:
+            why = f"cannot listen for other hosts on {order.place.coordinator}: {error.strerror}"
+            tell(GroupStatus(epoch=order.first_epoch, phase="failed", detail=why, fatal=why))
+            return GIVEN_UP
     hosts = [LocalHost(order, events.put_nowait), *head.hosts]
     repeating = asyncio.create_task(repeat())
     supervising = asyncio.create_task(Supervisor(order, hosts, events, tell).run())

@@ -91,10 +91,11 @@ class EngineProcess:
     async def _keep_supervisor(self) -> str:
         """A supervisor as a child of its own, always one. Returns why the group was given up."""
         bound_s = max(self._order.settings.stall_s, 3.0)
+        silent = 0
         while True:
             ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             self._child = ChildProcess(self._heard, GroupStatus, ended.set_result)
-            self._told_s = time.monotonic()
+            self._told_s = began_s = time.monotonic()
             await self._child.start(("-m", "novajax.supervise"), msgspec.json.encode(self._order))
             while not ended.done():
                 await asyncio.wait({ended}, timeout=0.5)
@@ -104,6 +105,9 @@ class EngineProcess:
                     await ended
             if self._status.fatal:
                 return self._status.fatal
+            silent = silent + 1 if self._told_s == began_s else 0
+            if silent >= self._order.settings.max_starts:
+                return f"its supervisor ends with code {ended.result()} before it says anything"
             self._past = self._status.restarts | {"supervisor": self._status.restarts.get("supervisor", 0) + 1}
             epoch = self._status.epoch + 1
             structlog.get_logger("novajax.front").error("the supervisor died and is started again", code=ended.result(), epoch=epoch)

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from novajax.cluster.epoch import free_ports
 from novajax.cluster.process import process_state
 from novajax.cluster.settings import Place
+from novajax.core.errors import ConfigError
 from tests.cluster.group_world import answer, group, hurt, pid_of, request, restarted, stream
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,5 +92,16 @@ def test_a_host_with_another_secret_is_not_let_in():
                 async with group(1, stall_s=STALL_S, place=here, secret=SECRET.encode(), wait_s=4.0):
                     raise AssertionError("it served")
             assert stranger.poll() is None or stranger.returncode == 2
+
+    run(work())
+
+
+def test_a_taken_port_is_told():
+    async def work() -> None:
+        here = place()
+        with socket.create_server(("127.0.0.1", int(here.coordinator.rpartition(":")[2]))):
+            with pytest.raises(ConfigError, match="cannot listen for other hosts"):
+                async with group(1, place=here, secret=SECRET.encode()):
+                    raise AssertionError("it served")
 
     run(work())
