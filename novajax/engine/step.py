@@ -171,12 +171,12 @@ def _positions(x: dict[str, jax.Array], bucket: Bucket, shards: int, shard: jax.
 
 def _embed(model: Decoder, tokens_T: jax.Array, stage: Any, stages: int) -> jax.Array:
     """The rows of the embedding, of which each stage holds a part."""
-    table_VD = model.embed.get_value()
     if stages == 1:
-        return model.scale(table_VD[tokens_T])
-    local = tokens_T - stage * table_VD.shape[0]
-    mine = (local >= 0) & (local < table_VD.shape[0])
-    rows_TD = jnp.where(mine[:, None], table_VD[jnp.where(mine, local, 0)], 0)
+        return model.scale(model.rows(tokens_T))
+    here = model.embed.shape[0]
+    local = tokens_T - stage * here
+    mine = (local >= 0) & (local < here)
+    rows_TD = jnp.where(mine[:, None], model.rows(jnp.where(mine, local, 0)), 0)
     return model.scale(lax.psum(rows_TD, "stage"))
 
 

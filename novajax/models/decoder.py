@@ -19,7 +19,7 @@ from novajax.models.moe import MoE
 from novajax.models.norm import RMSNorm
 from novajax.models.rope import angles
 from novajax.models.weight import weight
-from novajax.quant.matmul import einsum
+from novajax.quant.matmul import einsum, rows
 
 
 class Layer(nnx.Module):
@@ -53,8 +53,12 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens_T: jax.Array, positions_T: jax.Array, attend: Attend, cache: Any) -> tuple[jax.Array, Any]:
         """(hidden_TD after the final norm, cache). `tokens` and `positions` are int32."""
-        x_TD, cache = self.run(self.scale(self.embed.get_value()[tokens_T]), positions_T, attend, cache)
+        x_TD, cache = self.run(self.scale(self.rows(tokens_T)), positions_T, attend, cache)
         return self.final_norm(x_TD), cache
+
+    def rows(self, index: jax.Array) -> jax.Array:
+        """Rows of the embedding, or of the part of it that is here, in the activations' dtype."""
+        return rows(self.embed, index, self.final_norm.scale.get_value().dtype)
 
     def scale(self, x_TD: jax.Array) -> jax.Array:
         """Rows of the embedding as the first layer's input."""

@@ -15,7 +15,8 @@ from novajax.models.config import Activation, Experts, ModelConfig
 from novajax.models.mlp import activate
 from novajax.models.weight import weight
 from novajax.parallel.island import island, joined
-from novajax.quant.matmul import einsum, pick
+from novajax.quant.matmul import Weight, einsum, pick, value_of
+from novajax.quant.spread import axes_of
 
 MAX_BLOCK_ROWS = 64
 _IN = ("experts", "embed", "mlp")
@@ -38,12 +39,14 @@ class MoE(nnx.Module):
     def __call__(self, x_TD: jax.Array) -> jax.Array:
         """An island: each device has a part of every expert's width, and one sum joins the parts."""
 
-        def local(x_TD: jax.Array, shares_TA: jax.Array, chosen_TA: jax.Array, *weights: jax.Array) -> jax.Array:
+        def local(x_TD: jax.Array, shares_TA: jax.Array, chosen_TA: jax.Array, *weights: Weight) -> jax.Array:
             arguments = (x_TD, shares_TA, chosen_TA, *weights)
             return joined(jax.lax.platform_dependent(*arguments, cpu=self.by_blocks, default=self.by_all))
 
-        cut = island(local, ((), (), (), _IN, _IN, _OUT), ())
-        return cut(x_TD, *self.route(x_TD), self.gate.get_value(), self.up.get_value(), self.down.get_value())
+        weights = [value_of(one) for one in (self.gate, self.up, self.down)]
+        mesh = jax.sharding.get_abstract_mesh().shape
+        axes = [axes_of(one, names, mesh) for one, names in zip(weights, (_IN, _IN, _OUT), strict=True)]
+        return island(local, ((), (), (), *axes), ())(x_TD, *self.route(x_TD), *weights)
 
     def route(self, x_TD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(float32 shares_TA, int32 chosen_TA): each token's A best experts and what each contributes."""
@@ -53,9 +56,7 @@ class MoE(nnx.Module):
             shares_TA = shares_TA / jnp.sum(shares_TA, axis=-1, keepdims=True)
         return shares_TA, chosen_TA
 
-    def by_all(
-        self, x_TD: jax.Array, shares_TA: jax.Array, chosen_TA: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array
-    ) -> jax.Array:
+    def by_all(self, x_TD: jax.Array, shares_TA: jax.Array, chosen_TA: jax.Array, gate: Weight, up: Weight, down: Weight) -> jax.Array:
         """Every token through every expert."""
         tokens, experts = x_TD.shape[0], gate.shape[0]
         shares_TE = jnp.zeros((tokens, experts), jnp.float32).at[jnp.arange(tokens)[:, None], chosen_TA].set(shares_TA)
@@ -63,9 +64,7 @@ class MoE(nnx.Module):
         hidden_ETF = activate(self.activation, gate_ETF) * up_ETF * shares_TE.T[:, :, None]
         return einsum("etf,efd->td", hidden_ETF.astype(x_TD.dtype), down)
 
-    def by_blocks(
-        self, x_TD: jax.Array, shares_TA: jax.Array, chosen_TA: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array
-    ) -> jax.Array:
+    def by_blocks(self, x_TD: jax.Array, shares_TA: jax.Array, chosen_TA: jax.Array, gate: Weight, up: Weight, down: Weight) -> jax.Array:
         """Visits sorted by expert, each expert's run padded to whole blocks of rows, one block at a time."""
         experts, visits = gate.shape[0], chosen_TA.size
         rows = min(MAX_BLOCK_ROWS, max(2, 1 << math.ceil(math.log2(visits / experts)))) if visits > experts else 2

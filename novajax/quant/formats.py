@@ -45,7 +45,8 @@ def parse(name: str) -> Format:
             "each integer one also with -a8 or -w behind it",
             param="quantization",
         )
-    activations: Activations = {None: "auto", "a8": "int8", "w": "float"}[found["activations"]]
+    how = found["activations"]
+    activations: Activations = "int8" if how == "a8" else "float" if how == "w" else "auto"
     if found[1].startswith("int4"):
         return Format("int4", None if found["group"] == "channel" else int(found["group"] or GROUP), activations)
     return Format("fp8", None, "float") if found[1] == "fp8" else Format("int8", None, activations)

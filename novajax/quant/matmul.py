@@ -1,7 +1,7 @@
 """The only place where a model multiplies by a weight, so that a weight's representation is decided here and nowhere else.
 
-Invariants: products accumulate in float32; float32 operands are multiplied as float32 on every device (accelerators
-would otherwise round them to TF32). It does not know layers, meshes or files.
+Invariants: products accumulate in float32 (quantized ones may in int32); float32 operands are multiplied as float32 on every
+device (accelerators would otherwise round them to TF32). It does not know layers, meshes or files.
 """
 
 import jax
@@ -9,8 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from novajax.quant.dot import dot
+from novajax.quant.qtensor import QTensor, dequantized
 
-def einsum(equation: str, x: jax.Array, weight: nnx.Param | jax.Array, *, dtype: jnp.dtype | None = None) -> jax.Array:
+Weight = nnx.Param | jax.Array | QTensor
+
+
+def einsum(equation: str, x: jax.Array, weight: Weight, *, dtype: jnp.dtype | None = None) -> jax.Array:
     """`x` times `weight` by an equation like "tnh,nhd->td"; the result has `dtype`, or x's own.
 
     Letters of both sides that the result lacks are summed; there are no batch letters. The sum runs in the weight's own order of
@@ -18,19 +23,37 @@ def einsum(equation: str, x: jax.Array, weight: nnx.Param | jax.Array, *, dtype:
     """
     operands, _, result = equation.partition("->")
     left, right = operands.split(",")
-    summed = [letter for letter in right if letter in left]
-    dimensions = ((tuple(map(left.index, summed)), tuple(map(right.index, summed))), ((), ()))
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
-    out = lax.dot_general(x, _array(weight), dimensions, precision=precision, preferred_element_type=jnp.float32)
-    found = [letter for letter in left + right if letter not in summed]
-    out = jnp.transpose(out, [found.index(letter) for letter in result])
+    held = value_of(weight)
+    if isinstance(held, QTensor):
+        out = dot(left, right, result, x, held)
+    else:
+        summed = [letter for letter in right if letter in left]
+        dimensions = ((tuple(map(left.index, summed)), tuple(map(right.index, summed))), ((), ()))
+        precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
+        out = lax.dot_general(x, held, dimensions, precision=precision, preferred_element_type=jnp.float32)
+        found = [letter for letter in left + right if letter not in summed]
+        out = jnp.transpose(out, [found.index(letter) for letter in result])
     return out.astype(x.dtype if dtype is None else dtype)
 
 
-def pick(weight: nnx.Param | jax.Array, index: jax.Array) -> jax.Array:
+def pick(weight: Weight, index: jax.Array) -> jax.Array | QTensor:
     """The weight's entry `index` on its first axis (one expert's matrix), in the weight's own representation."""
-    return lax.dynamic_index_in_dim(_array(weight), index, 0, keepdims=False)
+    held = value_of(weight)
+    if isinstance(held, QTensor):
+        values, scale = (lax.dynamic_index_in_dim(part, index, 0, keepdims=False) for part in (held.values, held.scale))
+        return QTensor(values, scale, held.block[1:], held.format)
+    return lax.dynamic_index_in_dim(held, index, 0, keepdims=False)
 
 
-def _array(weight: nnx.Param | jax.Array) -> jax.Array:
+def rows(weight: Weight, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """[*index.shape, D] of `dtype`: rows of an embedding [V, D]."""
+    held = value_of(weight)
+    if isinstance(held, QTensor):
+        block = (1,) * index.ndim + held.block[1:]
+        return dequantized(QTensor(held.values[index], held.scale[index], block, held.format)).astype(dtype)
+    return held[index].astype(dtype)
+
+
+def value_of(weight: Weight) -> jax.Array | QTensor:
+    """What the parameter holds."""
     return weight.get_value() if isinstance(weight, nnx.Variable) else weight
