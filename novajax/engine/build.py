@@ -4,7 +4,6 @@ Everything that can be refused is refused by arithmetic before weights are read.
 timeline and shown while it runs.
 """
 
-import math
 import secrets
 import time
 from collections.abc import Callable
@@ -32,9 +31,10 @@ from novajax.kv.manager import KVManager
 from novajax.kv.pool import KVPool, abstract_pool, page_bytes
 from novajax.models.config import ModelConfig
 from novajax.models.decoder import parameter_count
-from novajax.models.stages import staged_model
+from novajax.models.precision import quantized_model
 from novajax.parallel.mesh import mesh_for
-from novajax.parallel.rules import state_shardings
+from novajax.quant.qtensor import stored_bytes
+from novajax.quant.spread import state_shardings
 from novajax.scheduler.admission import Limits
 from novajax.scheduler.budget import Shapes
 from novajax.scheduler.scheduler import Scheduler
@@ -99,7 +99,8 @@ def open_executor(
         max_context_tokens = resolve_context(config, model)
         table = make_table(config, max_context_tokens, on_cpu=devices[0].platform == "cpu")
         layout = Layout(mesh_for(config.mesh, model.kv_heads, devices), model)
-        _, abstract = staged_model(model, layout.stages, dtype)
+        on_cpu = devices[0].platform == "cpu"
+        _, abstract = quantized_model(model, layout.stages, dtype, config.quantization, on_cpu=on_cpu)
         weights_bytes = device_bytes(state_shardings(layout.mesh, abstract), abstract)
         one_page_bytes = page_bytes(layout.slots, model.kv_heads, config.page_tokens, model.head_dim, dtype) // layout.mesh.shape["tensor"]
         here = [device for device in layout.mesh.devices.flat if device.process_index == jax.process_index()]
@@ -116,7 +117,7 @@ def open_executor(
     if config.compile_cache:
         use_compile_cache(config.compile_cache)
     with timeline.phase("load"):
-        loaded = load_model(description, layout.mesh, dtype, verify=config.verify_hashes)
+        loaded = load_model(description, layout.mesh, dtype, quantization=config.quantization, verify=config.verify_hashes)
     pool, transit, sampling = abstract_arrays(config, layout, capacity, table, dtype)
     with timeline.phase("compile"):
         announce("compiling", f"{len(table.buckets())} step shapes")
@@ -155,7 +156,7 @@ def abstract_arrays(
 def device_bytes(shardings: Any, state: Any) -> int:
     """Bytes of one device's part of `state`."""
     parts = zip(jax.tree.leaves(shardings), jax.tree.leaves(state), strict=True)
-    return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for sharding, leaf in parts)
+    return sum(stored_bytes(sharding.shard_shape(leaf.shape), leaf.dtype) for sharding, leaf in parts)
 
 
 def make_scheduler(config: EngineConfig, loaded: LoadedModel, capacity: Capacity, table: BucketTable, max_context_tokens: int) -> Scheduler:

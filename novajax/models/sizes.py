@@ -13,7 +13,7 @@ from novajax.models.config import Experts, ModelConfig
 from novajax.models.decoder import abstract_model
 from novajax.planner.sizes import Array, Component, LayerSizes, ModelSizes
 
-_ROLES: dict[str, tuple[Component, frozenset[str]]] = {
+ROLES: dict[str, tuple[Component, frozenset[str]]] = {
     "embed": ("embedding", frozenset({"embed"})),
     "head": ("head", frozenset({"embed"})),
     "q": ("attention_qkv", frozenset({"embed"})),
@@ -58,7 +58,7 @@ def _array(path: tuple[Any, ...], shape: tuple[int, ...], axes: tuple[str | None
     name, last = "/".join(map(str, path)), str(path[-1])
     if last == "scale" or last.endswith("_bias"):
         return Array(name, "norm", shape, axes, ())
-    if last not in _ROLES:
+    if last not in ROLES:
         raise ConfigError(f"parameter {name} has no role in the planner's table")
-    component, summed = _ROLES[last]
+    component, summed = ROLES[last]
     return Array(name, component, shape, axes, tuple(i for i, axis in enumerate(axes) if axis in summed))

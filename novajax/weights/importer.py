@@ -1,8 +1,8 @@
 """Fills a model's state from a Hugging Face directory: every device gets its own slice, read for it alone.
 
 Invariants: what is on the host at any moment is a few leaves' local shards (bounded in bytes; one leaf larger than the
-bound goes alone) and one small piece per thread, never a checkpoint. Values are changed in dtype and layout only. What
-goes where was decided before (`weights.leaves`).
+bound goes alone) and one small piece per thread, never a checkpoint. Values are changed in dtype and layout only, or
+quantized on the way (`weights.quantizing`). What goes where was decided before (`weights.leaves`).
 
 On a CPU a device's array takes over the host buffer, so there is no second copy: hence the 64-byte alignment.
 """
@@ -19,8 +19,10 @@ import ml_dtypes
 import numpy as np
 
 from novajax.models.families.keys import place, source_slice
+from novajax.quant.qtensor import QTensor
 from novajax.telemetry.progress import Reporter
-from novajax.weights.leaves import Bounds, Leaf, Path, bounds_of, letters
+from novajax.weights.leaves import Bounds, Index, Leaf, Path, bounds_of, letters
+from novajax.weights.quantizing import quantized_leaf
 from novajax.weights.safetensors import SafetensorsDirectory
 
 PIECE_BYTES = 2 << 20
@@ -31,21 +33,19 @@ IN_FLIGHT_BYTES = 256 << 20
 """Of leaves being filled at the same time."""
 ALIGNMENT_BYTES = 64
 
-Index = tuple[slice, ...]
-
 
 def source_bytes(directory: SafetensorsDirectory, leaves: tuple[Leaf, ...]) -> int:
     """Stored bytes of what this process's devices hold: the total of `import_leaves`'s progress."""
     return sum(leaf.host_bytes() // leaf.dtype.itemsize * _stored(directory, leaf).itemsize for leaf in leaves)
 
 
-def import_leaves(directory: SafetensorsDirectory, leaves: tuple[Leaf, ...], progress: Reporter) -> list[tuple[Path, jax.Array]]:
+def import_leaves(directory: SafetensorsDirectory, leaves: tuple[Leaf, ...], progress: Reporter) -> list[tuple[Path, jax.Array | QTensor]]:
     """The leaves' arrays, on their devices. Raises WeightsError; nothing is left running then."""
     room = _Room(IN_FLIGHT_BYTES)
     failed = threading.Event()
     own = threading.local()
 
-    def fill(leaf: Leaf) -> tuple[Path, jax.Array] | None:
+    def fill(leaf: Leaf) -> tuple[Path, jax.Array | QTensor] | None:
         try:
             if failed.is_set():
                 return None
@@ -59,6 +59,10 @@ def import_leaves(directory: SafetensorsDirectory, leaves: tuple[Leaf, ...], pro
                 return shards[bounds]
 
             progress.note(leaf.name)
+            if leaf.quantized is not None:
+                return leaf.path, quantized_leaf(
+                    leaf, leaf.quantized, lambda bounds: _read_shard(directory, leaf, bounds, scratch, progress.advance)
+                )
             array = jax.make_array_from_callback(leaf.shape, leaf.sharding, shard, dtype=leaf.dtype)
             return leaf.path, jax.block_until_ready(array)
         except BaseException:

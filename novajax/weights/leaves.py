@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 
 from novajax.core.errors import WeightsError
 from novajax.models.families.keys import Mapping, Match, match, source_shape
+from novajax.quant.qtensor import QTensor
 from novajax.weights.manifest import array_name
 from novajax.weights.safetensors import SafetensorsDirectory
 
@@ -21,6 +22,7 @@ Path = tuple[Any, ...]
 """Of a parameter in the state, e.g. ("layers", 3, "attention", "q")."""
 Bounds = tuple[tuple[int, int], ...]
 """(start, stop) of each dimension."""
+Index = tuple[slice, ...]
 STAGE = "stage"
 """The letter of the axis on which layers of different pipeline stages are stacked."""
 
@@ -35,6 +37,9 @@ class Leaf(msgspec.Struct, frozen=True):
     axes: str
     tensors: dict[tuple[int, ...], str]
     """Tensor name by its index on the stacked axes; {(): name} where nothing is stacked."""
+    quantized: QTensor | None = None
+    """What is made of it, abstract; its dtype is float32 then, and its sharding that of the values."""
+    scale_sharding: NamedSharding | None = None
 
     @property
     def name(self) -> str:
@@ -103,7 +108,11 @@ def plan_leaves(
         if len(tensors) != needed:
             missing = f"{len(tensors)} of its {needed} tensors are there" if tensors else "no tensor is for it"
             raise WeightsError(f"{directory.directory}: the parameter {array_name(path)} cannot be filled: {missing}")
-        leaves.append(Leaf(path, shape, np.dtype(variable.dtype), targets[path].get_value(), axes[path], tensors))
+        held, target = variable.get_value(), targets[path].get_value()
+        if isinstance(held, QTensor):
+            leaves.append(Leaf(path, shape, np.dtype(np.float32), target.values, axes[path], tensors, held, target.scale))
+        else:
+            leaves.append(Leaf(path, shape, np.dtype(variable.dtype), target, axes[path], tensors))
     files = {file: number for number, file in enumerate(directory.files)}
     order = {name: (files[tensor.file], tensor.start) for name, tensor in directory.tensors.items()}
     return tuple(sorted(leaves, key=lambda leaf: min(order[name] for name in leaf.tensors.values())))

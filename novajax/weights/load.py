@@ -17,12 +17,14 @@ import msgspec
 from flax import nnx
 from jax.sharding import Mesh
 
-from novajax.core.errors import WeightsError
+from novajax.core.errors import ConfigError, WeightsError
 from novajax.models.config import ModelConfig
 from novajax.models.decoder import abstract_model
 from novajax.models.families.registry import key_map
-from novajax.models.stages import stage_places, staged_model
-from novajax.parallel.rules import state_shardings
+from novajax.models.precision import quantized_model
+from novajax.models.stages import stage_places
+from novajax.quant.qtensor import stored_bytes
+from novajax.quant.spread import state_shardings
 from novajax.telemetry.progress import Progress, Report
 from novajax.weights.describe import Description, describe
 from novajax.weights.hashing import FileHashes
@@ -68,9 +70,16 @@ class LoadedModel:
 
 
 def load_model(
-    source: str | Path | Description, mesh: Mesh, dtype: Any = None, *, progress: Report = Progress, verify: bool = True
+    source: str | Path | Description,
+    mesh: Mesh,
+    dtype: Any = None,
+    *,
+    quantization: str = "",
+    progress: Report = Progress,
+    verify: bool = True,
 ) -> LoadedModel:
-    """Loads a model onto `mesh` in `dtype` (None: float32 on CPU devices, bfloat16 elsewhere).
+    """Loads a model onto `mesh` in `dtype` (None: float32 on CPU devices, bfloat16 elsewhere), its weights quantized on the way
+    by a profile or format if `quantization` names one (`quant.profiles`).
 
     With `verify`, every file is read once more to hash it, beside the load: a sealed checkpoint and a file of the hub's
     cache are refused, by name, when the hash is not the recorded one; of other directories it only makes the digest.
@@ -79,19 +88,24 @@ def load_model(
     """
     started_s = time.monotonic()
     description = source if isinstance(source, Description) else describe(source)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     if dtype is None:
-        dtype = jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
+        dtype = jnp.float32 if on_cpu else jnp.bfloat16
+    if quantization and description.manifest is not None:
+        raise ConfigError(f"{description.directory} is sealed in {description.manifest.dtype}: quantize its source", param="quantization")
     dtype = jnp.dtype(dtype)
     stages = mesh.shape["stage"]
-    graphdef, state = staged_model(description.config, stages, dtype)
+    graphdef, state = quantized_model(description.config, stages, dtype, quantization, on_cpu=on_cpu)
     shardings = state_shardings(mesh, state)
     if description.manifest is None:
         state, content = _import(description, state, shardings, stages, progress, verify)
     else:
         state = _restore(description.directory, description.manifest, state, shardings, stages, progress, verify)
         content = [description.manifest.digest]
-    digest = hashlib.sha256(msgspec.json.encode((description.config, str(dtype), content))).hexdigest()
-    size_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    digest = hashlib.sha256(
+        msgspec.json.encode((description.config, str(dtype), content, *([quantization] if quantization else [])))
+    ).hexdigest()
+    size_bytes = sum(stored_bytes(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state))
     seconds = time.monotonic() - started_s
     return LoadedModel(description, graphdef, state, dtype, digest if verify else f"unverified:{digest}", size_bytes, seconds)
 

@@ -1,0 +1,56 @@
+"""Precision profiles as ordered rules: (pattern of a parameter's path, format); the first that matches a whole path decides.
+
+The named ones are rows of the planner's table (API.md section 4), so that what is planned is what is loaded. `float` leaves
+a parameter in the model's own dtype: the table's 16-bit rows are held in the engine's dtype, which on a CPU is float32.
+Rules settle weights; the table's formats of the KV cache are not rules.
+"""
+
+import re
+
+from novajax.core.errors import ConfigError
+from novajax.planner.formats import Profile, profiles
+from novajax.quant.formats import Format, parse, settled
+
+FLOAT = "float"
+Rules = tuple[tuple[str, str], ...]
+
+_PATTERNS = {
+    "embedding": r"embed",
+    "attention_qkv": r"layers/\d+/attention/[qkv]",
+    "attention_out": r"layers/\d+/attention/o",
+    "mlp": r"layers/\d+/mlp/(gate|up|down)",
+    "norm": r".*norm/scale|.*_bias|.*/router",
+    "head": r"head",
+}
+"""By the component of the table."""
+
+
+def profile_rules(form: Profile, *, tied: bool) -> Rules:
+    """A row of the table as rules. With a tied embedding the output head's format wins."""
+    rules = []
+    for component, pattern in _PATTERNS.items():
+        name = getattr(form, "head" if tied and component == "embedding" else component)
+        quantized = name not in ("float32", "bfloat16")
+        suffix = "-a8" if form.activations == "int8" and name.startswith("int") else ""
+        rules.append((pattern, name + suffix if quantized else FLOAT))
+    return tuple(rules)
+
+
+def rules_of(name: str, *, tied: bool) -> Rules:
+    """The rules of a profile or of a format, which is for the layers' matrices. Raises ConfigError for neither."""
+    if name in profiles():
+        return profile_rules(profiles()[name], tied=tied)
+    try:
+        parse(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error.message}; profiles: {', '.join(profiles())}", param="quantization") from None
+    layers = ("attention_qkv", "attention_out", "mlp")
+    return tuple((pattern, name if component in layers else FLOAT) for component, pattern in _PATTERNS.items())
+
+
+def format_of(rules: Rules, path: str, *, on_cpu: bool) -> Format | None:
+    """The settled format of the parameter "layers/3/attention/q"; None: not quantized. Raises ConfigError when no rule matches."""
+    for pattern, name in rules:
+        if re.fullmatch(pattern, path):
+            return None if name == FLOAT else settled(parse(name), on_cpu=on_cpu)
+    raise ConfigError(f"no rule of the precision profile matches the parameter {path}", param="quantization")

@@ -1,0 +1,89 @@
+"""Quantizes a parameter while it is read: whole groups at a time, so that a float form of it never exists in one piece.
+
+Invariants: values and scales are the same on any mesh, because a group that devices share is quantized whole by each
+process that holds a part of it; what is on the host is the quantized leaf and one float piece. A weight that is not a
+finite number is refused by the parameter's name.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from novajax.core.errors import WeightsError
+from novajax.quant.aqt import quantize
+from novajax.quant.qtensor import QTensor
+from novajax.weights.leaves import Bounds, Index, Leaf, bounds_of
+
+PIECE_BYTES = 32 << 20
+"""Of float32 that are quantized at a time."""
+
+_quantize = partial(jax.jit, static_argnames=("block", "kind"))(quantize)
+
+
+def quantized_leaf(leaf: Leaf, spec: QTensor, read: Callable[[Bounds], np.ndarray]) -> QTensor:
+    """The leaf's values and scales on their devices; `read` gives float32 of any slice. Raises WeightsError."""
+    made: dict[Bounds, tuple[np.ndarray, np.ndarray]] = {}
+
+    def whole(bounds: Bounds) -> Bounds:
+        grown = zip(bounds, spec.block, leaf.shape, strict=True)
+        return tuple((start // by * by, min(-(-stop // by) * by, size)) for (start, stop), by, size in grown)
+
+    def groups(bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
+        if bounds not in made:
+            made[bounds] = _quantized(leaf, spec, bounds, read)
+        return made[bounds]
+
+    def values(index: Index | None) -> np.ndarray:
+        bounds = bounds_of(index or (), leaf.shape)
+        grown = whole(bounds)
+        return groups(grown)[0][_within(bounds, grown)]
+
+    def scale(index: Index | None) -> np.ndarray:
+        counts = bounds_of(index or (), tuple(spec.scale.shape))
+        spans = zip(counts, spec.block, leaf.shape, strict=True)
+        return groups(tuple((start * by, min(stop * by, size)) for (start, stop), by, size in spans))[1]
+
+    def array(part: jax.ShapeDtypeStruct, sharding: NamedSharding | None, slices: Callable[[Index | None], np.ndarray]) -> jax.Array:
+        if sharding is None:
+            raise TypeError(f"{leaf.name}: a quantized leaf needs a sharding for its scales")
+        return jax.block_until_ready(jax.make_array_from_callback(tuple(part.shape), sharding, slices, dtype=part.dtype))
+
+    made_values, made_scale = array(spec.values, leaf.sharding, values), array(spec.scale, leaf.scale_sharding, scale)
+    return QTensor(made_values, made_scale, spec.block, spec.format)
+
+
+def _quantized(leaf: Leaf, spec: QTensor, bounds: Bounds, read: Callable[[Bounds], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    values = np.empty([stop - start for start, stop in bounds], spec.values.dtype)
+    scale = np.empty([-(-(stop - start) // by) for (start, stop), by in zip(bounds, spec.block, strict=True)], np.float32)
+    for piece in _pieces(bounds, spec.block):
+        x = read(piece)
+        block = tuple(min(by, size) for by, size in zip(spec.block, x.shape, strict=True))
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            small, scales = (np.asarray(part) for part in _quantize(x, block=block, kind=spec.format.kind))
+        if not np.isfinite(scales).all():
+            raise WeightsError(f"{leaf.name}: holds values that are not finite numbers, which no format can hold")
+        values[_within(piece, bounds)] = small
+        at = [(start - low, by) for (start, _), (low, _), by in zip(piece, bounds, spec.block, strict=True)]
+        scale[tuple(slice(start // by, start // by + size) for (start, by), size in zip(at, scales.shape, strict=True))] = scales
+    return values, scale
+
+
+def _pieces(bounds: Bounds, block: tuple[int, ...]) -> Iterator[Bounds]:
+    """Parts of `bounds` of about PIECE_BYTES of float32, cut only where neighbours share no scale."""
+    bytes_ = 4 * math.prod(stop - start for start, stop in bounds)
+    axis = next((axis for axis, (start, stop) in enumerate(bounds) if block[axis] == 1 and stop - start > 1), None)
+    if bytes_ <= PIECE_BYTES or axis is None:
+        yield bounds
+        return
+    start, stop = bounds[axis]
+    run = max(1, (stop - start) * PIECE_BYTES // bytes_)
+    for low in range(start, stop, run):
+        yield from _pieces((*bounds[:axis], (low, min(low + run, stop)), *bounds[axis + 1 :]), block)
+
+
+def _within(inner: Bounds, outer: Bounds) -> tuple[slice, ...]:
+    return tuple(slice(start - low, stop - low) for (start, stop), (low, _) in zip(inner, outer, strict=True))
