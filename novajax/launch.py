@@ -29,6 +29,7 @@ from novajax.cluster.remotehost import attend
 from novajax.cluster.settings import ClusterSettings, Order
 from novajax.core.config import EngineConfig
 from novajax.core.errors import ConfigError, Unavailable
+from novajax.core.heap import bound_arenas
 from novajax.options import define_engine_flags, engine_config, read_config
 from novajax.server.app import create_app
 from novajax.server.serve import listen, serve
@@ -58,6 +59,7 @@ NOT_STARTED = 2
 
 
 def main(_: list[str]) -> int:
+    bound_arenas(os.environ)
     configure_logging()
     try:
         file = read_config(flags.FLAGS)

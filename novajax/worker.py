@@ -3,6 +3,7 @@
 Exit codes: `novajax.cluster.rank`.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from novajax.cluster.member import Announce
 from novajax.cluster.settings import Assignment
 from novajax.core.backend import Backend
 from novajax.core.config import EngineConfig
+from novajax.core.heap import bound_arenas
 from novajax.engine.build import Prepared, make_engine, open_executor
 from novajax.engine.runner import Runner
 from novajax.parallel import distributed
@@ -64,6 +66,7 @@ class JaxBuilder:
 
 
 def main(_: list[str]) -> int:
+    bound_arenas(os.environ)
     configure_logging()
     return rank.run(JaxBuilder(), _REPORTS.value)
 

@@ -4,11 +4,13 @@ Invariants: every route goes through the guard; every error leaves as an OpenAI 
 """
 
 import asyncio
+import os
 import re
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+from anyio import to_thread
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
@@ -43,6 +45,7 @@ def create_app(backend: Backend, tokenizer: Tokenizer, template: ChatTemplate | 
 
     @asynccontextmanager
     async def measuring(_: Litestar) -> AsyncGenerator[None, None]:
+        to_thread.current_default_thread_limiter().total_tokens = _text_threads()
         meter = asyncio.create_task(front.metrics.watch_loop(front.clock))
         try:
             yield
@@ -62,6 +65,11 @@ def create_app(backend: Backend, tokenizer: Tokenizer, template: ChatTemplate | 
         openapi_config=None,
         logging_config=None,
     )
+
+
+def _text_threads() -> int:
+    """Threads that tokenize: more than cores make nothing sooner, and each keeps memory. A few, so that a long prompt holds up nobody."""
+    return max(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 async def _name_request(message: Message, scope: Scope) -> None:
