@@ -158,14 +158,21 @@ async def closing_the_stream_aborts(backend: Backend) -> None:
 
 
 async def abort_is_final_and_harmless(backend: Backend) -> None:
-    stream = backend.submit(request("k", max_tokens=55))
-    first = await anext(stream)
-    await backend.abort("k")
-    await backend.abort("k")
-    await backend.abort("nobody")
-    rest = [first] + [update async for update in stream]
-    assert rest[-1].finish_reason == "abort"
-    assert sum(len(update.tokens) for update in rest) < 55
+    """On a busy machine the answer may end before the abort arrives; then it is whole, and we try again."""
+    for attempt in range(20):
+        name = f"k{attempt}"
+        stream = backend.submit(request(name, max_tokens=55))
+        first = await anext(stream)
+        await backend.abort(name)
+        await backend.abort(name)
+        await backend.abort("nobody")
+        rest = [first] + [update async for update in stream]
+        tokens = sum(len(update.tokens) for update in rest)
+        if rest[-1].finish_reason == "abort":
+            assert tokens < 55
+            return
+        assert (rest[-1].finish_reason, tokens) == ("length", 55)
+    raise AssertionError("no abort of 20 came in time")
     await settled(backend)
 
 

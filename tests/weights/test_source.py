@@ -86,7 +86,9 @@ def test_a_directory_is_itself(tmp_path: Path):
 
 
 @pytest.mark.parametrize("spec", ["", "/no/such/place", "a/b/c", "one-word", "../x", "org/name@", "org/na me", "org/name@re vision"])
-def test_neither_directory_nor_id(spec: str):
+def test_neither_directory_nor_id(spec: str, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(WeightsError, match="neither a directory here nor a hub id"):
         resolve(spec)
 
