@@ -15,13 +15,11 @@ import structlog
 import yaml
 from absl import flags
 
-from novajax.core.config import EngineConfig, parse_bytes
+from novajax.core.config import EngineConfig, parse_bytes, parse_mesh
 from novajax.core.errors import ConfigError
 from novajax.deployment import engine_fields, not_honoured
 
 _SIZES = {"kv_bytes"}
-_AXES = {"data": "data", "stage": "stage", "context": "context", "tensor": "tensor_parallel"}
-"""The user's name of an axis -> the field of MeshConfig."""
 
 
 class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,7 +79,7 @@ def engine_config(values: flags.FlagValues, file: ConfigFile) -> EngineConfig:
     if file.llm_engine and "mesh" not in merged:
         merged["mesh"] = planned_mesh(values["config"].value or "")
     if "mesh" in merged:
-        merged["mesh"] = parse_mesh(merged["mesh"])
+        merged["mesh"] = msgspec.to_builtins(parse_mesh(merged["mesh"]))
     for name in _SIZES & merged.keys():
         if isinstance(merged[name], str):
             merged[name] = parse_bytes(merged[name])
@@ -91,21 +89,6 @@ def engine_config(values: flags.FlagValues, file: ConfigFile) -> EngineConfig:
         return msgspec.convert(merged, EngineConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(f"engine: {error}") from None
-
-
-def parse_mesh(mesh: str | dict[str, Any]) -> dict[str, Any]:
-    """'tensor=2,stage=2', or the same as a mapping, by the fields of MeshConfig. Raises ConfigError."""
-    if isinstance(mesh, str):
-        parts = [part.partition("=") for part in mesh.split(",") if part.strip()]
-        bad = next((name for name, equals, size in parts if not equals or not size.strip().isdecimal()), None)
-        if bad is not None:
-            raise ConfigError(f"--mesh={mesh}: {bad!r} is not axis=number", param="mesh")
-        mesh = {name.strip(): int(size) for name, _, size in parts}
-    if not isinstance(mesh, dict):
-        raise ConfigError(f"mesh: {mesh!r} is not a mapping of axes to numbers", param="mesh")
-    if unknown := sorted(mesh.keys() - {*_AXES, *_AXES.values()}):
-        raise ConfigError(f"mesh: {unknown[0]!r} is not an axis; there are {', '.join(_AXES)}", param="mesh")
-    return {_AXES.get(name, name): size for name, size in mesh.items()}
 
 
 def planned_mesh(path: str) -> dict[str, Any]:

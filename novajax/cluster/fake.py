@@ -149,5 +149,5 @@ class FakeBuilder:
             weights_digest=built.weights_digest,
             created=0,
         )
-        engine = Engine(card, Scheduler(limits, shapes, [kv]), runner, MonotonicClock(), 2, {}, _NothingCompiled())
+        engine = Engine(card, Scheduler(limits, shapes, [kv]), runner, MonotonicClock(), {}, _NothingCompiled())
         return engine, lambda: engine.busy

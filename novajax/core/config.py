@@ -1,6 +1,6 @@
 """What an engine can be told. `auto` values are None here and are resolved once, by pure functions, before anything is built."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -58,6 +58,27 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Directory of the persistent compilation cache (trusted: it holds code). Empty: none."""
     verify_hashes: bool = True
     """Check the manifest of a sealed model on load."""
+
+
+def parse_mesh(mesh: str | dict[str, Any], param: str = "mesh") -> MeshConfig:
+    """'tensor=2,stage=2', or the same as a mapping; `tensor` stands for tensor_parallel. Raises ConfigError naming `param`."""
+    names = {"tensor": "tensor_parallel"} | {name: name for name in MeshConfig.__struct_fields__}
+    if isinstance(mesh, str):
+        parts = [part.partition("=") for part in mesh.split(",") if part.strip()]
+        given = [(name.strip(), int(size) if size.strip().isdecimal() else size) for name, _, size in parts]
+    elif isinstance(mesh, dict):
+        given = list(mesh.items())
+    else:
+        raise ConfigError(f"{param} {mesh!r} is not a mapping of axes to numbers", param=param)
+    sizes: dict[str, Any] = {}
+    for name, size in given:
+        if name not in names or type(size) is not int or size < 1:
+            axes = "data, stage, context, tensor"
+            raise ConfigError(f"{param} {mesh!r}: {name}={size} is not AXIS=SIZE with an axis of {axes} and a size from 1", param=param)
+        if names[name] in sizes:
+            raise ConfigError(f"{param} {mesh!r} names {name!r} twice", param=param)
+        sizes[names[name]] = size
+    return MeshConfig(**sizes)
 
 
 def parse_bytes(text: str) -> int:

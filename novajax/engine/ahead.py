@@ -22,8 +22,8 @@ from novajax.engine.compiler import lower_forward
 from novajax.engine.layout import Layout
 from novajax.models.config import ModelConfig
 from novajax.models.stages import staged_model
+from novajax.parallel.axes import pattern_period, slots_per_stage
 from novajax.parallel.mesh import mesh_for
-from novajax.parallel.pipeline import pattern_period, slots_per_stage
 from novajax.parallel.rules import state_shardings
 from novajax.planner.compiled import Compiled, Counted
 from novajax.planner.hlo import Found, read_collectives

@@ -78,7 +78,7 @@ def make_engine(config: EngineConfig, prepared: Prepared, runner: Runner) -> Eng
     _, loaded, capacity, table, max_context_tokens, timeline = prepared
     scheduler = make_scheduler(config, loaded, capacity, table, max_context_tokens)
     card = make_card(config, loaded, capacity, max_context_tokens)
-    return Engine(card, scheduler, runner, MonotonicClock(), config.in_flight, timeline.seconds, CompileCounter())
+    return Engine(card, scheduler, runner, MonotonicClock(), timeline.seconds, CompileCounter())
 
 
 def open_executor(

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import msgspec
 from jax.sharding import PartitionSpec
 
-from novajax.core.types import MAX_TOP_LOGPROBS
 from novajax.engine import inputs, sampler
 from novajax.engine.buckets import Bucket, BucketTable
 from novajax.engine.layout import EVERYWHERE, PACKED, ROWS, Layout
@@ -136,8 +135,3 @@ def lower_forward(
     how = {"layout": layout, "bucket": bucket, "rows": rows}
     step = jax.jit(partial(forward, graphdef, **how), donate_argnums=(1, 2), out_shardings=results)
     return step.lower(weights, pool, transit, last_tokens, packed)
-
-
-def top_width(vocab: int) -> int:
-    """Alternatives `score` returns."""
-    return min(MAX_TOP_LOGPROBS, vocab)

@@ -42,7 +42,6 @@ class Engine:
         scheduler: Scheduler,
         executor: Runner,
         clock: Clock,
-        in_flight: int,
         startup: dict[str, float],
         compilations: Compilations,
     ):
@@ -57,7 +56,7 @@ class Engine:
         self._emptied: asyncio.Event | None = None
         """While draining: set when the last stream has ended."""
         self._compiled = compilations
-        self._loop = Loop(scheduler, executor, in_flight=in_flight, clock=clock, publish=self._publish, failed=self._failed)
+        self._loop = Loop(scheduler, executor, clock=clock, publish=self._publish, failed=self._failed)
         self._loop.start()
 
     @property

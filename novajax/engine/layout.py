@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from novajax.models.config import ModelConfig
-from novajax.parallel.pipeline import slots_per_stage
+from novajax.parallel.axes import slots_per_stage
 
 POOL = PartitionSpec("stage", "data", "tensor", "context", None)
 ROWS = PartitionSpec("data")

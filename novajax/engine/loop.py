@@ -33,7 +33,6 @@ class Loop:
         scheduler: Scheduler,
         executor: Runner,
         *,
-        in_flight: int,
         clock: Clock,
         publish: Callable[[list[Update]], None],
         failed: Callable[[NovaError], None],

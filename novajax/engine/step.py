@@ -26,7 +26,7 @@ from novajax.engine.layout import DECODE_TRANSIT, PACKED, POOL, PREFILL_TRANSIT,
 from novajax.kv.pool import KVPool
 from novajax.models.decoder import Decoder
 from novajax.models.stages import is_staged
-from novajax.parallel.mesh import MANUAL_AXES
+from novajax.parallel.axes import MANUAL_AXES
 from novajax.parallel.pipeline import from_stage, hand_on
 from novajax.parallel.rules import only
 

@@ -11,9 +11,10 @@ from flax import nnx
 
 from novajax.models.config import ModelConfig
 from novajax.models.decoder import abstract_model
-from novajax.parallel.pipeline import pattern_period, slots_per_stage
+from novajax.parallel.axes import pattern_period, slots_per_stage
 
 Path = tuple[Any, ...]
+"""Of a parameter in a state, e.g. ("layers", 3, "attention", "q")."""
 
 
 def stage_config(cfg: ModelConfig, stages: int) -> ModelConfig:

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from novajax.parallel.mesh import CUT_AXES
-from novajax.parallel.rules import DEFAULT_RULES, only
+from novajax.parallel.axes import CUT_AXES, DEFAULT_RULES
+from novajax.parallel.rules import only
 
 Axes = tuple[str | None, ...]
 

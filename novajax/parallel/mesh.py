@@ -14,11 +14,7 @@ from jax.sharding import AxisType, Mesh
 
 from novajax.core.config import MeshConfig
 from novajax.core.errors import CapacityError, ConfigError
-
-AXES = ("data", "stage", "context", "tensor", "query")
-MANUAL_AXES = ("data", "stage", "context")
-"""What the step moves between these is written out in it (`shard_map`); over the others XLA's partitioner decides."""
-CUT_AXES = ("tensor", "query")
+from novajax.parallel.axes import AXES, split_tensor_parallel
 
 
 def make_mesh(
@@ -45,14 +41,3 @@ def mesh_for(config: MeshConfig, kv_heads: int, devices: Sequence[Any] | None = 
     """The mesh of an engine. Raises ConfigError or CapacityError as the functions below and above do."""
     tensor, query = split_tensor_parallel(config.tensor_parallel, kv_heads)
     return make_mesh(config.data, config.stage, config.context, tensor, query, devices)
-
-
-def split_tensor_parallel(tensor_parallel: int, kv_heads: int) -> tuple[int, int]:
-    """(tensor, query) for a total `tensor_parallel`: KV heads are cut as far as they go, then query heads within their group.
-
-    Raises ConfigError unless one of the two numbers divides the other.
-    """
-    tensor = math.gcd(tensor_parallel, kv_heads)
-    if tensor not in (tensor_parallel, kv_heads):
-        raise ConfigError(f"tensor_parallel={tensor_parallel} with {kv_heads} KV heads: one must divide the other", param="tensor_parallel")
-    return tensor, tensor_parallel // tensor

@@ -12,33 +12,10 @@ With at least as many microbatches in flight as stages there is no bubble:
     stage 3               m0  m1  m2
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import jax
 from jax import lax
 
-from novajax.core.errors import ConfigError
-
 AXIS = "stage"
-
-
-def pattern_period(kinds: Sequence[Any]) -> int:
-    """The fewest layers after which the kinds repeat."""
-    return next(p for p in range(1, len(kinds) + 1) if all(kind == kinds[i % p] for i, kind in enumerate(kinds)))
-
-
-def slots_per_stage(kinds: Sequence[Any], stages: int) -> int:
-    """n: layers a stage holds, padding included.
-
-    Raises ConfigError when layers of different kinds would meet in one slot.
-    """
-    if stages == 1:
-        return len(kinds)
-    period = pattern_period(kinds)
-    if period > 1 and period == len(kinds):
-        raise ConfigError(f"stage={stages}: the {len(kinds)} layers have no repeating pattern of kinds to cut at", param="stage")
-    return -(-len(kinds) // (stages * period)) * period
 
 
 def hand_on(x: jax.Array, stages: int) -> jax.Array:

@@ -5,31 +5,12 @@ the `axes` metadata of any abstract NNX state, and knows neither models nor size
 """
 
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
 
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from novajax.core.errors import ConfigError
-
-Rules = Mapping[str, tuple[str, ...]]
-
-DEFAULT_RULES: Rules = MappingProxyType(
-    {
-        "stage": ("stage",),
-        "embed": (),
-        "mlp": ("tensor", "query"),
-        "heads": ("tensor", "query"),
-        "kv_heads": ("tensor",),
-        "head_dim": (),
-        "vocab": ("stage", "tensor", "query"),
-        "experts": (),
-    }
-)
-"""Experts are cut like a dense MLP, across their width: it works for any number of experts, every device has the same
-work whatever the router chooses, and a layer keeps its two all-reduces. The vocabulary is cut over the stages too, so
-that the embedding and the head are not copied to each."""
+from novajax.parallel.axes import DEFAULT_RULES, Rules
 
 
 def partition_spec(mesh: Mesh, logical_axes: tuple[str | None, ...], shape: tuple[int, ...], rules: Rules = DEFAULT_RULES) -> PartitionSpec:

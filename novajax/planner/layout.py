@@ -1,6 +1,6 @@
 """How one program is cut over devices: the five axes, what each cuts, and which links a group of devices talks over.
 
-The same meaning as `parallel.mesh` and `parallel.rules`, without jax. Devices are numbered with `query` innermost, then
+Devices are numbered with `query` innermost, then
 tensor, context, stage, data; hosts are filled in that order.
 """
 
@@ -12,12 +12,10 @@ import msgspec
 
 from novajax.core.config import MeshConfig
 from novajax.core.errors import CapacityError, ConfigError
+from novajax.parallel.axes import AXES, DEFAULT_RULES, slots_per_stage, split_tensor_parallel
 from novajax.planner.sizes import Array, ModelSizes
 
-AXES = ("data", "stage", "context", "tensor", "query")
-TENSOR = ("tensor", "query")
-VOCAB = ("stage", "tensor", "query")
-_CUTS: dict[str, tuple[str, ...]] = {"mlp": TENSOR, "heads": TENSOR, "kv_heads": ("tensor",), "vocab": VOCAB}
+VOCAB = DEFAULT_RULES["vocab"]
 
 
 class Layout(msgspec.Struct, frozen=True, order=True):
@@ -56,60 +54,25 @@ class Layout(msgspec.Struct, frozen=True, order=True):
         return MeshConfig(data=self.data, stage=self.stage, context=self.context, tensor_parallel=self.tensor_parallel)
 
 
-def split_tensor(tensor_parallel: int, kv_heads: int) -> tuple[int, int]:
-    """(tensor, query) as `parallel.mesh.split_tensor_parallel`. Raises ConfigError unless one number divides the other."""
-    tensor = math.gcd(tensor_parallel, kv_heads)
-    if tensor not in (tensor_parallel, kv_heads):
-        raise ConfigError(f"tensor_parallel={tensor_parallel} with {kv_heads} KV heads: one must divide the other", param="tensor_parallel")
-    return tensor, tensor_parallel // tensor
-
-
 def make_layout(mesh: MeshConfig, kv_heads: int, devices: int) -> Layout:
     """As many replicas of `mesh` as fill the devices. Raises ConfigError or CapacityError with the numbers."""
-    tensor, query = split_tensor(mesh.tensor_parallel, kv_heads)
+    tensor, query = split_tensor_parallel(mesh.tensor_parallel, kv_heads)
     if mesh.devices > devices:
         raise CapacityError(f"the layout needs {mesh.devices} devices; the booking has {devices}", param="layout")
     return Layout(mesh.data, mesh.stage, mesh.context, tensor, query, devices // mesh.devices)
-
-
-def parse_layout(text: str) -> MeshConfig:
-    """'tensor=8,stage=2' -> MeshConfig. Raises ConfigError for an axis or a number that is not one."""
-    names = {"data": "data", "stage": "stage", "context": "context", "tensor": "tensor_parallel", "tensor_parallel": "tensor_parallel"}
-    sizes: dict[str, int] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, _, value = part.partition("=")
-        if name.strip() not in names or not value.strip().isdecimal() or int(value) < 1:
-            raise ConfigError(f"layout {text!r}: {part!r} is not AXIS=SIZE with AXIS of tensor, stage, context, data", param="layout")
-        if names[name.strip()] in sizes:
-            raise ConfigError(f"layout {text!r} names {name.strip()!r} twice", param="layout")
-        sizes[names[name.strip()]] = int(value)
-    return MeshConfig(**sizes)
 
 
 def local_shape(array: Array, layout: Layout) -> tuple[int, ...]:
     """One device's piece. Raises ConfigError for a dimension that does not divide."""
     local = []
     for name, size in zip(array.axes, array.shape, strict=True):
-        axes = _CUTS.get(name or "", ())
+        axes = DEFAULT_RULES.get(name or "", ())
         parts = layout.size(axes)
         if size % parts:
             cuts = " x ".join(f"{axis} {getattr(layout, axis)}" for axis in axes if getattr(layout, axis) > 1)
             raise ConfigError(f"{array.name}: {name}={size} does not divide by {parts} ({cuts})", param=name)
         local.append(size // parts)
     return tuple(local)
-
-
-def slots_per_stage(sizes: ModelSizes, stages: int) -> int:
-    """Layers that each stage holds, masked ones included: ceil(layers / stages) rounded up to whole pattern periods.
-
-    Raises ConfigError when layers of different kinds would meet in one slot.
-    """
-    if stages == 1:
-        return len(sizes.layers)
-    if sizes.period == len(sizes.layers) > 1:
-        raise ConfigError(f"stage={stages}: the {len(sizes.layers)} layers have no repeating pattern of kinds to cut at", param="stage")
-    least = -(-len(sizes.layers) // stages)
-    return -(-least // sizes.period) * sizes.period
 
 
 def stage_kinds(sizes: ModelSizes, stages: int) -> list[int]:
@@ -119,7 +82,7 @@ def stage_kinds(sizes: ModelSizes, stages: int) -> list[int]:
         for kind in sizes.layers:
             counts[kind] += 1
         return counts
-    slots = slots_per_stage(sizes, stages)
+    slots = slots_per_stage(sizes.layers, stages)
     for kind in sizes.layers[: sizes.period]:
         counts[kind] += slots // sizes.period
     return counts

@@ -9,8 +9,9 @@ from typing import Literal
 
 import msgspec
 
+from novajax.parallel.axes import CUT_AXES
 from novajax.planner.hardware import HOP_S, Cluster
-from novajax.planner.layout import TENSOR, Layout, Span, span
+from novajax.planner.layout import Layout, Span, span
 from novajax.planner.sizes import ModelSizes
 
 PARTIAL_BYTES = 4
@@ -50,12 +51,12 @@ def collectives(sizes: ModelSizes, layout: Layout, cluster: Cluster, layers: int
     heads = sizes.heads // layout.tensor_parallel
     partial, drawn = local * sizes.embed * PARTIAL_BYTES, tokens.drawing_rows
     found: list[Collective | None] = [
-        _make("all-reduce", "embedding", TENSOR, 1, hidden, layout, cluster),
+        _make("all-reduce", "embedding", CUT_AXES, 1, hidden, layout, cluster),
         _make("all-reduce", "embedding, over stages", ("stage",), 1, hidden, layout, cluster),
-        _make("all-reduce", "attention output", TENSOR, layers, partial, layout, cluster),
-        _make("all-reduce", "mlp output", TENSOR, layers, partial, layout, cluster),
+        _make("all-reduce", "attention output", CUT_AXES, layers, partial, layout, cluster),
+        _make("all-reduce", "mlp output", CUT_AXES, layers, partial, layout, cluster),
         _make("all-reduce", "rows that draw, from the last stage", ("stage",), 1, drawn * sizes.embed * item, layout, cluster),
-        _make("all-gather", "logits", TENSOR, 1, drawn * sizes.vocab / layout.stage * 4, layout, cluster),
+        _make("all-gather", "logits", CUT_AXES, 1, drawn * sizes.vocab / layout.stage * 4, layout, cluster),
         _make("all-gather", "logits, over stages", ("stage",), 1, drawn * sizes.vocab * 4, layout, cluster),
         _make("collective-permute", "hidden states to the next stage", ("stage",), 1, hidden, layout, cluster),
     ]

@@ -10,9 +10,10 @@ import math
 import msgspec
 
 from novajax.core.errors import CapacityError
+from novajax.parallel.axes import slots_per_stage
 from novajax.planner.formats import Profile, array_bytes, item_bytes, kv_bytes
 from novajax.planner.hardware import USABLE_SHARE, Cluster
-from novajax.planner.layout import Layout, local_shape, slots_per_stage, stage_kinds
+from novajax.planner.layout import Layout, local_shape, stage_kinds
 from novajax.planner.sizes import ModelSizes
 
 SAMPLING_BYTES = 4 + 1 + 4
@@ -97,7 +98,7 @@ def device_kv_token_bytes(sizes: ModelSizes, profile: Profile, layout: Layout) -
     """Bytes of one token on the device that holds it: its stage's layers, masked ones too, its KV heads."""
     heads = sizes.kv_heads // layout.tensor
     each = kv_bytes(profile.keys, heads, sizes.head_dim) + kv_bytes(profile.values, heads, sizes.head_dim)
-    return slots_per_stage(sizes, layout.stage) * each
+    return slots_per_stage(sizes.layers, layout.stage) * each
 
 
 def activation_bytes(sizes: ModelSizes, profile: Profile, layout: Layout, demand: Demand, rows: int) -> int:
@@ -162,7 +163,7 @@ def plan_memory(sizes: ModelSizes, profile: Profile, layout: Layout, cluster: Cl
         raise CapacityError(
             f"{kept} of {gib(hbm)} {room}; one context of {demand.context_tokens:,} tokens needs {gib(widest * page)}", param="layout"
         )
-    slots = slots_per_stage(sizes, layout.stage)
+    slots = slots_per_stage(sizes.layers, layout.stage)
     masked = slots * layout.stage - len(sizes.layers)
     in_layers = sum(layer_weights_bytes(sizes, profile, layout).values())
     return Memory(

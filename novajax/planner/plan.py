@@ -2,14 +2,14 @@
 
 import msgspec
 
-from novajax.core.config import parse_bytes
+from novajax.core.config import parse_bytes, parse_mesh
 from novajax.core.errors import ConfigError
 from novajax.core.plan import PlanConfig
 from novajax.core.units import parse_bytes_per_s, parse_seconds
 from novajax.planner.compiled import Compiled
 from novajax.planner.formats import Profile, profile
 from novajax.planner.hardware import Cluster, cluster
-from novajax.planner.layout import make_layout, parse_layout
+from novajax.planner.layout import make_layout
 from novajax.planner.memory import Demand, gib, kv_token_bytes, model_bytes
 from novajax.planner.published import Comparison, compare, published
 from novajax.planner.search import (
@@ -181,7 +181,7 @@ def _choose(
             refused = [name for name in PROFILES_BY_QUALITY[: PROFILES_BY_QUALITY.index(chosen.profile)]]
             why.append(f"profile {chosen.profile}: the most exact that fits" + (f" ({', '.join(refused)} do not)" if refused else ""))
     else:
-        layout = make_layout(parse_layout(config.layout), sizes.kv_heads, hosts.devices)
+        layout = make_layout(parse_mesh(config.layout, "layout"), sizes.kv_heads, hosts.devices)
         names = PROFILES_BY_QUALITY if config.profile == "auto" else (config.profile,)
         chosen = Candidate(layout=layout, profile=names[0], page_tokens=demand.page_tokens)
         for name in names:

@@ -9,9 +9,10 @@ from typing import Literal
 
 import msgspec
 
+from novajax.parallel.axes import split_tensor_parallel
 from novajax.planner.formats import profile
 from novajax.planner.hardware import Cluster, cluster
-from novajax.planner.layout import Layout, split_tensor
+from novajax.planner.layout import Layout
 from novajax.planner.memory import device_kv_token_bytes, weights_bytes
 from novajax.planner.roofline import bounds
 from novajax.planner.sizes import ModelSizes
@@ -92,7 +93,7 @@ def compare(result: Published, sizes: ModelSizes) -> Comparison:
     """The bound of one published result. `sizes` are its model's."""
     per_host = min(result.devices, 8)
     booking = cluster(result.chip, -(-result.devices // per_host), per_host)
-    tensor, query = split_tensor(per_host, sizes.kv_heads)
+    tensor, query = split_tensor_parallel(per_host, sizes.kv_heads)
     layout = Layout(context=result.context, tensor=tensor, query=query)
     form = profile(result.profile)
     best = bounds(

@@ -9,9 +9,10 @@ from typing import Literal
 
 import msgspec
 
+from novajax.parallel.axes import slots_per_stage
 from novajax.planner.formats import Profile, item_bytes, kv_bytes
 from novajax.planner.hardware import Cluster
-from novajax.planner.layout import Layout, local_shape, slots_per_stage, stage_kinds
+from novajax.planner.layout import Layout, local_shape, stage_kinds
 from novajax.planner.links import Collective, Tokens, collectives
 from novajax.planner.memory import device_kv_token_bytes, weights_bytes
 from novajax.planner.sizes import ModelSizes
@@ -87,7 +88,7 @@ def step(sizes: ModelSizes, profile: Profile, layout: Layout, cluster: Cluster, 
     kv = work.decode_rows * decode_seen * kv_local / ring
     kv += (work.prefill_read_tokens + work.prefill_tokens + work.decode_rows) * device_kv_token_bytes(sizes, profile, layout) / ring
 
-    layers = slots_per_stage(sizes, layout.stage)
+    layers = slots_per_stage(sizes.layers, layout.stage)
     tokens = Tokens(work.decode_rows, work.prefill_tokens, work.drawing_rows)
     said = collectives(sizes, layout, cluster, layers, tokens, item_bytes(profile.activations))
     parts: dict[Literal["math", "HBM", "links"], float] = {

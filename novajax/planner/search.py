@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import msgspec
 
 from novajax.core.errors import CapacityError, ConfigError
+from novajax.parallel.axes import CUT_AXES, split_tensor_parallel
 from novajax.planner.formats import Profile
 from novajax.planner.hardware import Cluster
-from novajax.planner.layout import TENSOR, Layout, span, split_tensor
+from novajax.planner.layout import Layout, span
 from novajax.planner.memory import Demand, Memory, plan_memory
 from novajax.planner.roofline import Bounds, bounds
 from novajax.planner.sizes import ModelSizes
@@ -88,7 +89,7 @@ def layouts(sizes: ModelSizes, devices: int) -> Iterator[Layout]:
     a replica does the same work and fails alone."""
     for tensor_parallel in _divisors(devices):
         try:
-            tensor, query = split_tensor(tensor_parallel, sizes.kv_heads)
+            tensor, query = split_tensor_parallel(tensor_parallel, sizes.kv_heads)
         except ConfigError:
             continue
         if sizes.heads % tensor_parallel:
@@ -129,7 +130,7 @@ def best(candidates: list[Candidate]) -> Candidate:
 
 def crossing(layout: Layout, booking: Cluster) -> str:
     """A warning when the axes that talk in every layer leave the host, else nothing."""
-    over = span(layout, TENSOR, booking.gpus_per_host)
+    over = span(layout, CUT_AXES, booking.gpus_per_host)
     if over.hosts == 1:
         return ""
     near, far = booking.chip.nvlink_bytes_per_s / 1e9, booking.network_bytes_per_s / 1e9
@@ -145,7 +146,7 @@ def nearest_better(asked: Candidate, candidates: list[Candidate], booking: Clust
     better = [
         one
         for one in candidates
-        if one.bounds and one.bounds.total_serial_tokens_per_s > floor and span(one.layout, TENSOR, booking.gpus_per_host).hosts == 1
+        if one.bounds and one.bounds.total_serial_tokens_per_s > floor and span(one.layout, CUT_AXES, booking.gpus_per_host).hosts == 1
     ]
 
     def distance(one: Candidate) -> tuple[int, float]:

@@ -10,7 +10,7 @@ from typing import Any
 from flax import nnx
 from jax.sharding import Mesh
 
-from novajax.parallel.rules import DEFAULT_RULES, Rules
+from novajax.parallel.axes import DEFAULT_RULES, Rules
 from novajax.parallel.rules import state_shardings as plain_shardings
 from novajax.quant.qtensor import QTensor
 

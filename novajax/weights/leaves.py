@@ -14,12 +14,11 @@ from jax.sharding import NamedSharding
 
 from novajax.core.errors import WeightsError
 from novajax.models.families.keys import Mapping, Match, match, source_shape
+from novajax.models.stages import Path
 from novajax.quant.qtensor import QTensor
 from novajax.weights.manifest import array_name
 from novajax.weights.safetensors import SafetensorsDirectory
 
-Path = tuple[Any, ...]
-"""Of a parameter in the state, e.g. ("layers", 3, "attention", "q")."""
 Bounds = tuple[tuple[int, int], ...]
 """(start, stop) of each dimension."""
 Index = tuple[slice, ...]

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from novajax.core.errors import WeightsError
+from novajax.models.stages import Path
 from novajax.telemetry.progress import Reporter
 from novajax.weights.manifest import array_name
-from novajax.weights.stacked import Path, restore_stacked
+from novajax.weights.stacked import restore_stacked
 
 GROUP_BYTES = 512 << 20
 """Restored at a time."""

@@ -13,11 +13,9 @@ import numpy as np
 import tensorstore as ts
 
 from novajax.core.errors import WeightsError
+from novajax.models.stages import Path
 from novajax.telemetry.progress import Reporter
 from novajax.weights.manifest import array_name
-
-Path = tuple[Any, ...]
-"""Of a parameter in a state, e.g. ("layers", 3, "attention", "q")."""
 
 
 def restore_stacked(

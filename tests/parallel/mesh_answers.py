@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import msgspec
 
-from novajax.core.config import EngineConfig, MeshConfig
+from novajax.core.config import EngineConfig, MeshConfig, parse_mesh
 from novajax.core.errors import ConfigError
 from novajax.core.types import Request, SamplingParams, Update
 from novajax.engine.build import open_engine
@@ -120,11 +120,6 @@ def compare(model: Path, mesh: MeshConfig, wanted: list[Answer]) -> bool:
         flush=True,
     )
     return same
-
-
-def parse_mesh(text: str) -> MeshConfig:
-    pairs = dict(part.split("=") for part in text.split(","))
-    return msgspec.convert({{"tensor": "tensor_parallel"}.get(key, key): int(value) for key, value in pairs.items()}, MeshConfig)
 
 
 def main() -> int:

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from novajax.core.errors import CapacityError, ConfigError
-from novajax.parallel.mesh import AXES, make_mesh, split_tensor_parallel
+from novajax.parallel.axes import AXES, split_tensor_parallel
+from novajax.parallel.mesh import make_mesh
 from novajax.parallel.rules import partition_spec
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from planner_world import ROOT, tiny, toy_cluster
 
+from novajax.core.config import parse_mesh
+from novajax.parallel.axes import slots_per_stage
 from novajax.planner.formats import profile
-from novajax.planner.layout import make_layout, parse_layout, slots_per_stage
+from novajax.planner.layout import make_layout
 from novajax.planner.links import Tokens, collectives
 from novajax.planner.memory import device_kv_token_bytes, weights_bytes
 
@@ -35,8 +37,8 @@ def compiled() -> dict:
 def test_the_step_says_what_the_planner_expects(compiled, name, chunk):
     """Kind, devices in a group, bytes and number, all of them."""
     sizes, booking = tiny(8), toy_cluster(8, 1)
-    layout = make_layout(parse_layout(name), sizes.kv_heads, 8)
-    layers = slots_per_stage(sizes, layout.stage)
+    layout = make_layout(parse_mesh(name), sizes.kv_heads, 8)
+    layers = slots_per_stage(sizes.layers, layout.stage)
     expected: Counter = Counter()
     drawing = ROWS + (1 if chunk else 0)
     # Without stages XLA gathers the logits behind their padding to the sampler's rows.
@@ -53,7 +55,7 @@ def test_the_step_says_what_the_planner_expects(compiled, name, chunk):
 def test_the_step_s_arguments_are_the_planner_s_bytes(compiled, name):
     """Weights and pool exactly; beside them only the upload, last tokens and what travels between stages."""
     sizes, form = tiny(8), profile("float32")
-    layout = make_layout(parse_layout(name), sizes.kv_heads, 8)
+    layout = make_layout(parse_mesh(name), sizes.kv_heads, 8)
     weights = sum(weights_bytes(sizes, form, layout).values())
     pool = PAGES * PAGE_TOKENS * device_kv_token_bytes(sizes, form, layout)
     rest = compiled[f"{name} 0"]["argument_bytes"] - weights - pool

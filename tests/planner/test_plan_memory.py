@@ -7,17 +7,17 @@ import msgspec
 import pytest
 from planner_world import ROOT, architecture, tiny, tiny_config, toy_cluster
 
-from novajax.core.config import EngineConfig, MeshConfig
+from novajax.core.config import EngineConfig, MeshConfig, parse_mesh
 from novajax.core.errors import CapacityError, ConfigError
 from novajax.engine.buckets import make_table
 from novajax.engine.capacity import ACCELERATOR_SHARE, step_reserve_bytes
 from novajax.models.decoder import parameter_count
 from novajax.models.families.registry import read_config
 from novajax.models.sizes import model_sizes
-from novajax.parallel.mesh import split_tensor_parallel
+from novajax.parallel.axes import slots_per_stage
 from novajax.planner.formats import SCALE_BYTES, array_bytes, profile, profiles
 from novajax.planner.hardware import USABLE_SHARE, cluster
-from novajax.planner.layout import Layout, parse_layout, slots_per_stage, span, split_tensor, stage_kinds
+from novajax.planner.layout import Layout, span, stage_kinds
 from novajax.planner.memory import Demand, activation_bytes, kv_token_bytes, layer_weights_bytes, model_bytes, plan_memory, weights_bytes
 
 LAYER, NORMS, ENDS = 592, 16, 32 * 8 * 2 + 8
@@ -53,10 +53,6 @@ def test_every_family_is_counted_exactly(family):
 
 def test_host_arithmetic_agrees_with_the_device_half():
     assert USABLE_SHARE == ACCELERATOR_SHARE
-    for tensor_parallel, kv_heads in ((1, 8), (4, 8), (8, 8), (16, 8), (8, 2), (64, 8)):
-        assert split_tensor(tensor_parallel, kv_heads) == split_tensor_parallel(tensor_parallel, kv_heads)
-    with pytest.raises(ConfigError, match="one must divide the other"):
-        split_tensor(6, 8)
 
 
 @pytest.mark.parametrize(("tensor", "query", "context"), [(1, 1, 1), (2, 2, 1), (8, 1, 2)])
@@ -92,10 +88,10 @@ def test_scales_are_counted():
 
 def test_depth_is_padded_to_whole_patterns():
     deep = model_sizes(architecture("405b"))
-    assert [slots_per_stage(deep, stages) for stages in (1, 4, 8, 16)] == [126, 32, 16, 8]
+    assert [slots_per_stage(deep.layers, stages) for stages in (1, 4, 8, 16)] == [126, 32, 16, 8]
     five = msgspec.structs.replace(tiny(5), kinds=tiny().kinds * 3, layers=(0, 0, 1, 0, 0, 1, 0, 0))
     assert five.period == 3
-    assert slots_per_stage(five, 2) == 6
+    assert slots_per_stage(five.layers, 2) == 6
     assert stage_kinds(five, 2) == [4, 2, 0]
 
 
@@ -138,10 +134,10 @@ def test_what_does_not_divide_is_refused_with_numbers(layout, message):
 
 
 def test_layouts_are_read_strictly():
-    assert parse_layout("tensor=8, stage=2").devices == 16
+    assert parse_mesh("tensor=8, stage=2", "layout").devices == 16
     for text in ("tensor", "tensor=0", "rows=2", "tensor=2,tensor=4", "stage=-1"):
         with pytest.raises(ConfigError, match="layout"):
-            parse_layout(text)
+            parse_mesh(text, "layout")
 
 
 def test_groups_know_which_hosts_they_lie_on():
