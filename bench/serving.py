@@ -15,6 +15,7 @@ Exit code: 0 when every good request completed or was shed, 3 when some failed o
 """
 
 import asyncio
+import logging
 import random
 import urllib.parse
 from pathlib import Path
@@ -180,6 +181,7 @@ def _auth() -> dict[str, str]:
 
 
 def main(_: list[str]) -> int:
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it writes a line for each request
     machine = common.describe_machine(probe=common.PROBE.value)
     try:
         samples, settings = asyncio.run(run_from_flags())

@@ -12,6 +12,7 @@ Exit code: 0 when every check holds, 3 when one does not, 1 when the server did 
 """
 
 import asyncio
+import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -202,6 +203,7 @@ async def _soak(server: ServedModel) -> tuple[Soak, dict[str, Any]]:
 
 
 def main(_: list[str]) -> int:
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it writes a line for each request
     machine = common.describe_machine(probe=common.PROBE.value)
     try:
         with ServedModel(FLAGS.model, FLAGS.server_flags.split()) as server:
