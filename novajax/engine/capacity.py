@@ -15,9 +15,8 @@ from novajax.core.config import EngineConfig
 from novajax.core.errors import CapacityError
 from novajax.engine.buckets import BucketTable
 from novajax.models.config import ModelConfig
+from novajax.planner.hardware import USABLE_SHARE
 
-ACCELERATOR_SHARE = 0.92
-"""Share of an accelerator's memory we plan with; the rest is the runtime's (contexts, collectives, fragmentation)."""
 HOST_SHARE = 0.80
 """Share of the memory available on a CPU machine, where other programs live too."""
 
@@ -113,7 +112,7 @@ def memory_limit_bytes(devices: Sequence[Any]) -> int:
     """Bytes this process may plan with on the fullest of its `devices`; on a CPU they share what the host has left."""
     stats = [d.memory_stats() for d in devices] if devices[0].platform != "cpu" else []
     if stats and all(s and "bytes_limit" in s for s in stats):
-        return int(min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats if s) * ACCELERATOR_SHARE)
+        return int(min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats if s) * USABLE_SHARE)
     return int(min(_available_bytes(), _cgroup_left_bytes()) * HOST_SHARE / len(devices))
 
 

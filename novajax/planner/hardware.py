@@ -52,8 +52,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
 
 
 USABLE_SHARE = 0.92
-"""Share of HBM that weights, pages and activations may fill, as `engine.capacity` has it; the rest is the runtime's (contexts, NCCL,
-fragmentation)."""
+"""Share of an accelerator's memory that weights, pages and activations may fill, here and in `engine.capacity`; the rest is the
+runtime's (contexts, NCCL, fragmentation)."""
 
 HOP_S: Mapping[str, float] = MappingProxyType({"nvlink": 0.6e-6, "network": 2.7e-6})
 """Seconds that the smallest message takes from one device to the next, by link: the lowest entries of NCCL's own cost table

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from novajax.core.errors import CapacityError, ConfigError, WeightsError
+from novajax.quant.qtensor import QTensor
 from novajax.telemetry.progress import Progress, Report, quantity
 from novajax.weights.load import LoadedModel, load_model
 from novajax.weights.manifest import ARRAYS, Manifest, array_name, list_files, spec_digest, write_manifest
@@ -51,6 +52,8 @@ def seal(loaded: LoadedModel, output: Path, *, progress: Report = Progress, veri
 
     Raises WeightsError, ConfigError or CapacityError; the output does not exist then.
     """
+    if any(isinstance(variable.get_value(), QTensor) for _, variable in nnx.to_flat_state(loaded.state)):
+        raise ConfigError("quantized weights cannot be sealed; seal the model and quantize while loading its source", param="quantization")
     check_output(output, loaded.bytes)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:

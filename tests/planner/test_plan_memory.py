@@ -10,13 +10,13 @@ from planner_world import ROOT, architecture, tiny, tiny_config, toy_cluster
 from novajax.core.config import EngineConfig, MeshConfig, parse_mesh
 from novajax.core.errors import CapacityError, ConfigError
 from novajax.engine.buckets import make_table
-from novajax.engine.capacity import ACCELERATOR_SHARE, step_reserve_bytes
+from novajax.engine.capacity import step_reserve_bytes
 from novajax.models.decoder import parameter_count
 from novajax.models.families.registry import read_config
 from novajax.models.sizes import model_sizes
 from novajax.parallel.axes import slots_per_stage
 from novajax.planner.formats import SCALE_BYTES, array_bytes, profile, profiles
-from novajax.planner.hardware import USABLE_SHARE, cluster
+from novajax.planner.hardware import cluster
 from novajax.planner.layout import Layout, span, stage_kinds
 from novajax.planner.memory import Demand, activation_bytes, kv_token_bytes, layer_weights_bytes, model_bytes, plan_memory, weights_bytes
 
@@ -49,10 +49,6 @@ def test_the_count_is_that_of_the_abstract_module():
 def test_every_family_is_counted_exactly(family):
     cfg = read_config(json.loads((ROOT / "tests/data/nano" / family / "config.json").read_text()))
     assert model_sizes(cfg).parameters == parameter_count(cfg)
-
-
-def test_host_arithmetic_agrees_with_the_device_half():
-    assert USABLE_SHARE == ACCELERATOR_SHARE
 
 
 @pytest.mark.parametrize(("tensor", "query", "context"), [(1, 1, 1), (2, 2, 1), (8, 1, 2)])

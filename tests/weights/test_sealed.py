@@ -172,6 +172,13 @@ def test_an_output_that_exists_is_not_touched(source: Path, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
+def test_quantized_weights_are_refused(source: Path, tmp_path: Path):
+    quantized = load_model(source, make_mesh(devices=jax.devices()[:1]), "float32", quantization="int8", progress=Silent)
+    with pytest.raises(ConfigError, match="quantized weights cannot be sealed"):
+        seal.seal(quantized, tmp_path / "out", progress=Silent)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_does_not_fit_on_the_disk_is_refused_first(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(seal.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(CapacityError, match=r"the disk has 1\.0 kB free"):
