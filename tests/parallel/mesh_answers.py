@@ -1,18 +1,23 @@
 """Run in a process of its own: the same questions to an engine on one device and to engines on meshes of virtual devices.
 
+With --quantization both have quantized weights; with --repeat=N the model has its layers N times over, for stages to share.
 Prints one line for each (model, mesh). Exits 1 if any token differs, unless the best two log probabilities there are
 closer than 1e-3.
 """
 
 import argparse
 import asyncio
+import json
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import msgspec
+from safetensors.numpy import load_file, save_file
 
 from novajax.core.config import EngineConfig, MeshConfig, parse_mesh
 from novajax.core.errors import ConfigError
@@ -69,7 +74,7 @@ def take(answer: Answer, update: Update) -> None:
         answer.gaps.append(best[0] - best[1] if len(best) > 1 else 1.0)
 
 
-def answers(model: Path, mesh: MeshConfig) -> tuple[list[Answer], dict[str, int]]:
+def answers(model: Path, mesh: MeshConfig, quantization: str) -> tuple[list[Answer], dict[str, int]]:
     """Few pages, so that sequences are preempted; small chunks, so that prompts come in several."""
     cfg = describe(model).config
     layout = Layout(mesh_for(mesh, cfg.kv_heads, jax.devices()), cfg)
@@ -77,6 +82,7 @@ def answers(model: Path, mesh: MeshConfig) -> tuple[list[Answer], dict[str, int]
     config = EngineConfig(
         model=str(model),
         mesh=mesh,
+        quantization=quantization,
         max_rows=4 * mesh.data,
         page_tokens=PAGE,
         chunk_tokens=16,
@@ -97,11 +103,11 @@ def answers(model: Path, mesh: MeshConfig) -> tuple[list[Answer], dict[str, int]
     return asyncio.run(run())
 
 
-def compare(model: Path, mesh: MeshConfig, wanted: list[Answer]) -> bool:
+def compare(model: Path, mesh: MeshConfig, quantization: str, wanted: list[Answer]) -> bool:
     name = " ".join(f"{axis}={size}" for axis, size in msgspec.to_builtins(mesh).items() if size > 1)
     began = time.monotonic()
     try:
-        found, stats = answers(model, mesh)
+        found, stats = answers(model, mesh, quantization)
     except ConfigError as error:
         print(f"{model.name} | {name} | refused: {error.message}", flush=True)
         return True
@@ -122,18 +128,45 @@ def compare(model: Path, mesh: MeshConfig, wanted: list[Answer]) -> bool:
     return same
 
 
+def deeper(model: Path, times: int, parent: Path) -> Path:
+    """A copy of the unsharded Hugging Face directory `model` with its layers, weights and kinds repeated `times` over."""
+    made = parent / model.name
+    made.mkdir()
+    config = json.loads((model / "config.json").read_text())
+    layers = config["num_hidden_layers"]
+    config["num_hidden_layers"] = layers * times
+    if "layer_types" in config:
+        config["layer_types"] *= times
+    (made / "config.json").write_text(json.dumps(config))
+    tensors = load_file(model / "model.safetensors")
+    for name, tensor in list(tensors.items()):
+        head, marker, rest = name.partition("layers.")
+        if marker:
+            layer, _, leaf = rest.partition(".")
+            for time_ in range(1, times):
+                tensors[f"{head}layers.{int(layer) + time_ * layers}.{leaf}"] = tensor.copy()
+    save_file(tensors, made / "model.safetensors")
+    for path in model.glob("*token*"):
+        shutil.copy(path, made)
+    return made
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", nargs="+", type=Path, required=True)
     parser.add_argument("--meshes", nargs="+", required=True)
+    parser.add_argument("--quantization", default="")
+    parser.add_argument("--repeat", type=int, default=1)
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     good = True
-    for model in args.models:
-        wanted, _ = answers(model, MeshConfig())
-        for mesh in args.meshes:
-            good &= compare(model, parse_mesh(mesh), wanted)
+    with tempfile.TemporaryDirectory() as folder:
+        for model in args.models:
+            asked = model if args.repeat == 1 else deeper(model, args.repeat, Path(folder))
+            wanted, _ = answers(asked, MeshConfig(), args.quantization)
+            for mesh in args.meshes:
+                good &= compare(asked, parse_mesh(mesh), args.quantization, wanted)
     return 0 if good else 1
 
 

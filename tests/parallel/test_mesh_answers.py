@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 NANO = ROOT / "tests" / "data" / "nano"
 
 
-def run(model: Path, *meshes: str) -> list[str]:
-    command = [sys.executable, str(Path(__file__).parent / "mesh_answers.py"), "--models", str(model), "--meshes", *meshes]
+def run(model: Path, *meshes: str, how: tuple[str, ...] = ()) -> list[str]:
+    command = [sys.executable, str(Path(__file__).parent / "mesh_answers.py"), *how, "--models", str(model), "--meshes", *meshes]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=ROOT)
     lines = [line for line in done.stdout.splitlines() if line.startswith(f"{model.name} | ")]
     assert done.returncode == 0, (lines, done.stderr[-3000:])
@@ -39,3 +39,13 @@ def test_experts_and_windows(name: str, mesh: str):
 def test_eight_ways_with_two_kv_heads():
     """Tensor 2 x query 4."""
     assert all("| same" in line for line in run(ROOT / "checkpoints" / "nova-small", "tensor=8"))
+
+
+def test_alternating_windows_over_stages():
+    """Four layers of two kinds: each stage holds a whole period."""
+    assert all("| same" in line for line in run(NANO / "gemma2", "stage=2,tensor=2", how=("--repeat=2",)))
+
+
+def test_quantized_weights_on_every_axis():
+    """Weight-only: the scales of a shard are those of the whole, and sums are float32."""
+    assert all("| same" in line for line in run(NANO / "llama3", "stage=2,tensor=2,data=2", how=("--quantization=int8",)))
