@@ -41,6 +41,7 @@ def test_eight_ways_with_two_kv_heads():
     assert all("| same" in line for line in run(ROOT / "checkpoints" / "nova-small", "tensor=8"))
 
 
+@pytest.mark.slow
 def test_alternating_windows_over_stages():
     """Four layers of two kinds: each stage holds a whole period."""
     assert all("| same" in line for line in run(NANO / "gemma2", "stage=2,tensor=2", how=("--repeat=2",)))
