@@ -53,7 +53,9 @@ def seal(loaded: LoadedModel, output: Path, *, progress: Report = Progress, veri
     Raises WeightsError, ConfigError or CapacityError; the output does not exist then.
     """
     if any(isinstance(variable.get_value(), QTensor) for _, variable in nnx.to_flat_state(loaded.state)):
-        raise ConfigError("quantized weights cannot be sealed; seal the model and quantize while loading its source", param="quantization")
+        raise ConfigError(
+            "quantized weights cannot be sealed; seal the model as it is, or quantize while loading its source", param="quantization"
+        )
     check_output(output, loaded.bytes)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:

@@ -38,13 +38,17 @@ def activations(equation, shape, rows_T, seed=1):
     return x.astype(np.float32)
 
 
+def case(what, name, rows_T):
+    """(equation, weight, activations)."""
+    equation, shape, contracted = EQUATIONS[what]
+    return equation, quantized(shape, contracted, name), activations(equation, shape, rows_T)
+
+
 @pytest.mark.parametrize("name", ["int8-w", "fp8", "int4-32-w", "int4-128-w", "int4-channel-w"])
 @pytest.mark.parametrize("what", EQUATIONS)
 @pytest.mark.parametrize("rows_T", [1, 5, 200])
 def test_weight_only_is_the_product_with_the_dequantized_weight(what, name, rows_T):
-    equation, shape, contracted = EQUATIONS[what]
-    weight = quantized(shape, contracted, name)
-    x = activations(equation, shape, rows_T)
+    equation, weight, x = case(what, name, rows_T)
     wanted = np.einsum(equation, x.astype(np.float64), np.asarray(dequantized(weight), np.float64))
     got = jax.jit(lambda x, w: einsum(equation, x, nnx.Param(w)))(x, weight)
     np.testing.assert_allclose(np.asarray(got), wanted, rtol=1e-5, atol=1e-4)
@@ -54,9 +58,7 @@ def test_weight_only_is_the_product_with_the_dequantized_weight(what, name, rows
 @pytest.mark.parametrize("what", EQUATIONS)
 @pytest.mark.parametrize("rows_T", [1, 5, 200])
 def test_int8_activations_are_rounded_by_token(what, name, rows_T):
-    equation, shape, contracted = EQUATIONS[what]
-    weight = quantized(shape, contracted, name)
-    x = activations(equation, shape, rows_T)
+    equation, weight, x = case(what, name, rows_T)
     letters = equation.split(",")[0]
     row = (set(letters) & {"t", "x"}).pop()
     block = tuple(1 if letter == row else size for letter, size in zip(letters, x.shape, strict=True))
