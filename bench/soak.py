@@ -34,6 +34,8 @@ from bench.traffic import Lengths, Planned, Prompts, make_plan, read_trace, scal
 FLAGS = flags.FLAGS
 
 _IDLE_S = 60.0
+_REST_S = 3.0
+"""An idle server gives memory back after a moment (`core.heap`)."""
 _CONTEXT_MARGIN = 0.9
 """Word prompts are only about as long as planned."""
 _SPARE_FILES = 8
@@ -123,6 +125,7 @@ class Soak:
         self.samples[name], self.phases[name] = samples, figures(samples, Slo())
         gauges = await asyncio.to_thread(self._server.wait_idle, _IDLE_S)
         self.canaries.append(await self._canary())
+        await asyncio.sleep(_REST_S)
         self.moments.append(Moment(name, self._server.weigh(), gauges))
         common.say(f"\n{name}: {figures_table(self.phases[name])}\n{self.moments[-1].weight}")
 

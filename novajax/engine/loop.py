@@ -17,6 +17,7 @@ import structlog
 
 from novajax.core.clock import Clock
 from novajax.core.errors import EngineFailed, NovaError
+from novajax.core.heap import REST_S, give_back
 from novajax.core.types import Update
 from novajax.engine.runner import Landed, Runner
 from novajax.scheduler.scheduler import Scheduler
@@ -120,12 +121,19 @@ class Loop:
 
     def _take_posts(self, *, wait: bool) -> None:
         try:
-            work = self._inbox.get(block=wait)
+            work = self._next_post() if wait else self._inbox.get_nowait()
             while True:
                 work()
                 work = self._inbox.get_nowait()
         except queue.Empty:
             return
+
+    def _next_post(self) -> Callable[[], None]:
+        try:
+            return self._inbox.get(timeout=REST_S)
+        except queue.Empty:
+            give_back()
+            return self._inbox.get()
 
     def _commit(self, result: Landed) -> None:
         self.steps += 1

@@ -27,6 +27,7 @@ from novajax.server.health import health, metrics, ready, version
 from novajax.server.leaving import end
 from novajax.server.models import get_model, list_models
 from novajax.server.page import page_route, read_page
+from novajax.server.rest import keep_small
 from novajax.server.settings import ServerSettings, refuse_open_bind
 from novajax.server.tokenize import detokenize, tokenize
 from novajax.text.template import ChatTemplate
@@ -44,13 +45,14 @@ def create_app(backend: Backend, tokenizer: Tokenizer, template: ChatTemplate | 
     front = Front(backend, tokenizer, template or ChatTemplate(tokenizer), settings, MonotonicClock())
 
     @asynccontextmanager
-    async def measuring(_: Litestar) -> AsyncGenerator[None, None]:
+    async def minding(_: Litestar) -> AsyncGenerator[None, None]:
         to_thread.current_default_thread_limiter().total_tokens = _text_threads()
-        meter = asyncio.create_task(front.metrics.watch_loop(front.clock))
+        tasks = [asyncio.create_task(work) for work in (front.metrics.watch_loop(front.clock), keep_small(front.gate))]
         try:
             yield
         finally:
-            await end(meter)
+            for task in tasks:
+                await end(task)
 
     routes = [chat_completions, completions, list_models, get_model, tokenize, detokenize, health, ready, metrics, version]
     return Litestar(
@@ -59,7 +61,7 @@ def create_app(backend: Backend, tokenizer: Tokenizer, template: ChatTemplate | 
         exception_handlers={Exception: handler(front.metrics.rejected)},
         dependencies={"front": Provide(lambda: front, sync_to_thread=False)},
         before_send=[_name_request],
-        lifespan=[measuring],
+        lifespan=[minding],
         state=State({"front": front}),
         request_max_body_size=None,
         openapi_config=None,

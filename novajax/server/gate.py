@@ -19,10 +19,13 @@ class Gate:
         self._empty = asyncio.Event()
         self._empty.set()
         self.inside = 0
+        self.asked = 0
+        """Sequences that wanted in so far, refused ones included."""
         self.closed = False
 
     def enter(self) -> "Pass":
         """A pass for one sequence; Overloaded when full, Unavailable when closed."""
+        self.asked += 1
         if self.closed:
             raise Unavailable("the server is shutting down", retry_after_s=self._retry_after_s)
         taken = Pass(self)

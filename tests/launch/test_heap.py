@@ -1,4 +1,4 @@
-"""The C heap's arenas are bounded in a process of its own, and a choice made in the environment stands."""
+"""The C heap in a process of its own: its arenas are bounded, a choice made in the environment stands, free pages go back at rest."""
 
 import os
 import subprocess
@@ -45,3 +45,27 @@ def test_a_choice_in_the_environment_stands():
     taken, arenas = bounded(MALLOC_ARENA_MAX="6")
     assert taken == "False"
     assert arenas > 2
+
+
+TRIMMED = """
+import ctypes
+from novajax.core.heap import give_back
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096
+blocks = [libc.malloc(ctypes.c_size_t(100_000)) for _ in range(1000)]
+for block in blocks: ctypes.memset(block, 1, 100_000)
+top = libc.malloc(ctypes.c_size_t(110_000))  # too large for a hole: it lives on above them
+for block in blocks: libc.free(block)
+before = resident()
+print(give_back(), before - resident())
+"""
+
+
+@pytest.mark.skipif(not GLIBC or sys.platform != "linux", reason="malloc_trim is glibc's")
+def test_free_pages_below_a_block_that_lives_are_given_back():
+    done = subprocess.run([sys.executable, "-c", TRIMMED], capture_output=True, text=True, timeout=60, check=True)
+    trimmed, freed_bytes = done.stdout.split()
+    assert trimmed == "True"
+    assert int(freed_bytes) > 80_000_000
