@@ -175,6 +175,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
+    aborted_queued: int = 0
+    """Sequences aborted before they ever had a place, before their first token, and after it."""
+    aborted_prefill: int = 0
+    aborted_decode: int = 0
     steps: int = 0
     compilations_after_ready: int = 0
     identity_violations: int = 0

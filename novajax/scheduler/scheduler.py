@@ -60,7 +60,9 @@ class Scheduler:
         self._news: list[Update] = []
         self._arrivals = 0
         self._scored_last = False
-        self._counts = {"prompt_tokens": 0, "generation_tokens": 0, "preemptions": 0, "steps": 0}
+        self._counts: dict[str, int] = dict.fromkeys(
+            ("prompt_tokens", "generation_tokens", "preemptions", "steps", "aborted_queued", "aborted_prefill", "aborted_decode"), 0
+        )
 
     # --- requests in and out
 
@@ -353,6 +355,8 @@ class Scheduler:
         if sequence.slot < 0:
             self._waiting.remove(sequence)
         sequence.move(State.ABORTED if reason == "abort" else State.FINISHED)
+        if reason == "abort":
+            self._counts[f"aborted_{sequence.phase}"] += 1
         if sequence.slot >= 0:
             self._home(sequence).leave(sequence)
         return Update(

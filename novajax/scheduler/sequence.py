@@ -9,6 +9,7 @@ nothing of other sequences, of budgets or of time (moments come in as arguments)
 """
 
 from enum import Enum
+from typing import Literal
 
 from novajax.core.errors import InternalError
 from novajax.core.types import FinishReason, Request, Timing, TokenLogprobs, Usage
@@ -91,6 +92,11 @@ class Sequence:
         if state not in _MOVES[self.state]:
             raise InternalError(f"a sequence cannot go from {self.state.value} to {state.value}")
         self.state = state
+
+    @property
+    def phase(self) -> Literal["queued", "prefill", "decode"]:
+        """How far it ever came; a preempted one keeps its phase."""
+        return "queued" if self.admitted_s is None else "prefill" if self.first_token_s is None else "decode"
 
     @property
     def running(self) -> bool:

@@ -137,7 +137,7 @@ def aborted(front: Front) -> Unavailable:
 
 async def _watched(front: Front, job: Job, number: int) -> AsyncGenerator[Piece, None]:
     """The pieces of one prompt, seen by the metrics on their way."""
-    metrics, started, open_ended = front.metrics, False, job.sampling.n
+    metrics, started = front.metrics, False
     pieces = generate(
         front.backend,
         front.tokenizer,
@@ -156,14 +156,8 @@ async def _watched(front: Front, job: Job, number: int) -> AsyncGenerator[Piece,
                 started = True
                 metrics.first_token(after_s)
             if piece.finish_reason is not None and piece.usage is not None:
-                open_ended -= 1
                 metrics.finished(piece.finish_reason, piece.usage, piece.timing, after_s)
             yield piece
-    except (asyncio.CancelledError, GeneratorExit):
-        if open_ended:
-            # Whether it still waited or was computing its prompt, only the engine knows.
-            metrics.aborted("decode" if started else "prefill")
-        raise
     finally:
         await pieces.aclose()
 

@@ -7,7 +7,7 @@ values come from fixed sets (finish reasons, error kinds), never from requests. 
 
 import asyncio
 from collections.abc import Iterator
-from typing import Literal, NoReturn, get_args
+from typing import NoReturn, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
@@ -15,8 +15,6 @@ from novajax.core.clock import Clock
 from novajax.core.types import FinishReason, Stats, Timing, Usage
 
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
-
-AbortPhase = Literal["queued", "prefill", "decode"]
 
 _SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60)
 _LONG_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600, 1800)
@@ -34,6 +32,8 @@ _COUNTED = {
     "steps": ("engine_steps", "Steps of the engine"),
 }
 """Field of Stats -> (counter, help)."""
+_ABORTED = {"aborted_queued": "queued", "aborted_prefill": "prefill", "aborted_decode": "decode"}
+"""Field of Stats -> how far an aborted sequence was."""
 
 
 class Metrics:
@@ -42,10 +42,12 @@ class Metrics:
     def __init__(self, model_name: str):
         self._registry = CollectorRegistry()
         self._model_name = model_name
-        self._last = dict.fromkeys(_COUNTED, 0)
+        self._last = dict.fromkeys((*_COUNTED, *_ABORTED), 0)
         self._last_pid: int | None = None
 
-        self._counters = {field: self._counter(name, text) for field, (name, text) in _COUNTED.items()}
+        self._counters = {field: self._counter(name, text).labels(model_name) for field, (name, text) in _COUNTED.items()}
+        aborted = self._counter("requests_aborted", "Sequences whose client left, by how far they were", "phase")
+        self._counters |= {field: aborted.labels(model_name, phase) for field, phase in _ABORTED.items()}
         self._running = self._gauge("num_requests_running", "Sequences in the running batch")
         self._waiting = self._gauge("num_requests_waiting", "Sequences waiting for a place")
         self._kv_usage = self._gauge("kv_cache_usage_perc", "Share of KV pages held by running sequences; 1 is all")
@@ -65,12 +67,9 @@ class Metrics:
         self._output_size = self._histogram("request_generation_tokens", "Output lengths", _TOKENS)
         self._lag = self._histogram("event_loop_lag_seconds", "How late the front end's event loop woke up", _LAG_S)
         self._success = self._counter("request_success", "Sequences that ended, by reason", "finished_reason")
-        self._aborted = self._counter("requests_aborted", "Requests whose client left, by how far they were", "phase")
         self._rejected = self._counter("requests_rejected", "Requests refused, by kind of error", "reason")
         for reason in get_args(FinishReason):
             self._success.labels(model_name, reason)
-        for phase in get_args(AbortPhase):
-            self._aborted.labels(model_name, phase)
 
     def first_token(self, after_s: float) -> None:
         """A request's first token left, after_s seconds after the request came."""
@@ -89,10 +88,6 @@ class Metrics:
             self._prefill.labels(self._model_name).observe(timing.prefill_s)
         if timing.decode_s is not None and usage.completion_tokens > 1:
             self._per_token.labels(self._model_name).observe(timing.decode_s / (usage.completion_tokens - 1))
-
-    def aborted(self, phase: AbortPhase) -> None:
-        """The client of a request left."""
-        self._aborted.labels(self._model_name, phase).inc()
 
     def rejected(self, reason: str) -> None:
         """A request was refused; `reason` is the `kind` of its NovaError."""
@@ -138,7 +133,7 @@ class Metrics:
         self._last_pid = stats.pid
         for field, counter in self._counters.items():
             now, last = getattr(stats, field), self._last[field]
-            counter.labels(self._model_name).inc(now if restarted or now < last else now - last)
+            counter.inc(now if restarted or now < last else now - last)
             self._last[field] = now
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

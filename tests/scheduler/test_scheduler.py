@@ -244,6 +244,24 @@ def test_an_abort_ends_at_once_and_its_pages_come_back_when_nothing_in_flight_na
     one.run()
 
 
+def test_aborts_are_counted_by_how_far_the_sequence_was():
+    one = world()
+    queued = str(one.add(PROMPT, max_tokens=30, **FREE))
+    one.abort(queued)
+    begun = str(one.add(PROMPT, max_tokens=30, **FREE))
+    one.dispatch()
+    one.abort(begun)
+    one.run()
+    going = str(one.add(PROMPT, max_tokens=30, **FREE))
+    for _ in range(6):
+        one.dispatch()
+        one.collect()
+    one.abort(going)
+    one.run()
+    stats = one.scheduler.stats()
+    assert [stats[f"aborted_{phase}"] for phase in ("queued", "prefill", "decode")] == [1, 1, 1]
+
+
 def test_a_failed_request_leaves_nothing_in_the_prefix_cache():
     one = world()
     name = str(one.add(PROMPT, max_tokens=30, **FREE))

@@ -70,10 +70,11 @@ def test_refusals_and_aborts_by_kind():
     metrics = Metrics("m")
     metrics.rejected("overloaded")
     metrics.rejected("overloaded")
-    metrics.aborted("prefill")
+    metrics.absorb(Stats(phase="ready", aborted_queued=2, aborted_prefill=1, pid=1))
+    metrics.absorb(Stats(phase="ready", aborted_decode=3, pid=2))
     found = samples(metrics)
     assert found["requests_rejected_total{reason=overloaded}"] == 2
-    assert [found[f"requests_aborted_total{{phase={phase}}}"] for phase in ("queued", "prefill", "decode")] == [0, 1, 0]
+    assert [found[f"requests_aborted_total{{phase={phase}}}"] for phase in ("queued", "prefill", "decode")] == [2, 1, 3]
 
 
 def test_the_engines_state():
