@@ -43,6 +43,10 @@ def define_engine_flags() -> None:
     flags.DEFINE_string("model", None, "a Hugging Face directory, a sealed NovaJAX directory, or a hub id org/name[@revision]")
     flags.DEFINE_string("served_name", None, "the model's name in answers; the last part of --model if not given")
     flags.DEFINE_enum("dtype", None, ["auto", "float32", "bfloat16"], "type of weights and KV; auto: what the device computes best")
+    flags.DEFINE_string(
+        "quantization", None, "memory_critical, balanced, quality_critical, or a format: int8, fp8, int4, int4-32 ... (default none)"
+    )
+    flags.DEFINE_string("kv_cache_dtype", None, "what KV pages hold: model, int8, fp8, int8-int4; auto (default): as --quantization says")
     flags.DEFINE_string("mesh", None, "how one program is cut over devices: tensor=2,stage=2,context=1,data=1 (default: one device)")
     flags.DEFINE_integer("max_rows", None, "most sequences that decode in one step (default 16)", lower_bound=1)
     flags.DEFINE_integer("max_context_tokens", None, "context to serve; the model's own if not given", lower_bound=16)

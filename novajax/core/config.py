@@ -35,8 +35,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on an accelerator, float32 on a CPU (where bfloat16 is refused: XLA:CPU has no fast one-row form)."""
     quantization: str = ""
-    """A precision profile (memory_critical, balanced, quality_critical) or a weight format (int8, fp8, int4, int4-32 ...); empty: none.
-    Weights only: the KV cache stays in the engine's dtype."""
+    """A precision profile (memory_critical, balanced, quality_critical) or a weight format (int8, fp8, int4, int4-32 ...); empty: none."""
+    kv_cache_dtype: str = "auto"
+    """What KV pages hold: model (the engine's dtype), int8, fp8, int8-int4 (keys, values); auto: as the precision profile says."""
     mesh: MeshConfig = MeshConfig()
     max_rows: Annotated[int, Meta(ge=1, le=1024)] = 16
     """Most sequences that run at once; with data partitions a multiple of their number."""

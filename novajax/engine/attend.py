@@ -16,10 +16,13 @@ from novajax.kv.pool import KVPool
 from novajax.models.attention import Attend
 from novajax.models.config import ModelConfig
 from novajax.parallel.island import island
+from novajax.quant.cache import rounded
 
+Rounded = tuple[jax.Array, jax.Array | None]
+"""Keys or values of some tokens as their pages hold them: numbers, and scales where there are any."""
 _HEADS = (None, "heads", None)
 _KV_HEADS = (None, "kv_heads", None)
-_POOL: Any = (None, None, "kv_heads", None, None)
+_PAGED = (None, None, "kv_heads", None, None)
 
 
 def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Array, bucket: Bucket, shards: int) -> Attend:
@@ -33,12 +36,12 @@ def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Arr
         def local(q: jax.Array, k: jax.Array, v: jax.Array, pool: KVPool, x: dict[str, jax.Array], positions_T: jax.Array) -> Any:
             shard = lax.axis_index(context.AXIS) if shards > 1 else jnp.int32(0)
 
-            def store(held: KVPool, k: jax.Array, v: jax.Array, at_XY: jax.Array, tables_XW: jax.Array) -> KVPool:
-                pages, page = held.keys.shape[1], held.keys.shape[3]
+            def store(held: KVPool, k: Rounded, v: Rounded, at_XY: jax.Array, tables_XW: jax.Array) -> KVPool:
+                pages, page = held.keys.pages, held.keys.page_tokens
                 where = [a.reshape(-1) for a in context.places(at_XY, tables_XW, page, pages, shards, shard)]
-                return KVPool(write_pages(held.keys, layer, k, *where), write_pages(held.values, layer, v, *where))
+                return KVPool(write_pages(held.keys, layer, *k, *where), write_pages(held.values, layer, *v, *where))
 
-            def store_chunk(part_of: tuple[jax.Array, jax.Array], source: jax.Array, held: KVPool) -> KVPool:
+            def store_chunk(part_of: tuple[Rounded, Rounded], source: jax.Array, held: KVPool) -> KVPool:
                 return store(held, *part_of, chunk_positions(x, part, source), x["prefill_table"])
 
             def look(q_XYNH: jax.Array, tables_XW: jax.Array, at_XY: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -46,9 +49,14 @@ def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Arr
 
             # All writes come before all reads, or XLA would have to keep a copy of the pool for the reads between.
             at_S1 = positions_T[:s, None]
-            held = store(pool, k[:s], v[:s], at_S1, x["decode_table"])
+            k_T, v_T = rounded(k, pool.keys.kind), rounded(v, pool.values.kind)
+
+            def of(run: slice) -> tuple[Rounded, Rounded]:
+                return jax.tree.map(lambda array: array[run], (k_T, v_T))
+
+            held = store(pool, *of(slice(s)), at_S1, x["decode_table"])
             if r:
-                held = context.share((k[s:], v[s:]), store_chunk, held, shards)
+                held = context.share(of(slice(s, None)), store_chunk, held, shards)
             out = context.split(look(q[:s, None], x["decode_table"], at_S1), shards)[:, 0]
             if r:
                 chunks = context.ring(
@@ -59,7 +67,7 @@ def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Arr
                 out = jnp.concatenate([out, chunks.reshape(r * part, *q.shape[1:])])
             return out.astype(q.dtype), held
 
-        pools = KVPool(_POOL, _POOL)
+        pools = jax.tree.map(lambda array: _PAGED[: array.ndim], pool)
         cut = island(local, (_HEADS, _KV_HEADS, _KV_HEADS, pools, (), ()), (_HEADS, pools))
         return cut(q_TNH, k_TKH, v_TKH, pool, x, positions_T)
 

@@ -23,7 +23,7 @@ from novajax.engine.capacity import Capacity, memory_limit_bytes, plan_capacity
 from novajax.engine.compiler import CompileCounter, compile_programs, use_compile_cache
 from novajax.engine.engine import Engine
 from novajax.engine.executor import Executor
-from novajax.engine.layout import DECODE_TRANSIT, POOL, PREFILL_TRANSIT, ROWS, Layout
+from novajax.engine.layout import DECODE_TRANSIT, PREFILL_TRANSIT, ROWS, Layout, pool_specs
 from novajax.engine.runner import Runner
 from novajax.engine.sampler import SamplingState, abstract_state
 from novajax.engine.step import Transit
@@ -33,6 +33,7 @@ from novajax.models.config import ModelConfig
 from novajax.models.decoder import parameter_count
 from novajax.models.precision import quantized_model
 from novajax.parallel.mesh import mesh_for
+from novajax.quant.cache import cache_format
 from novajax.quant.qtensor import stored_bytes
 from novajax.quant.spread import state_shardings
 from novajax.scheduler.admission import Limits
@@ -102,7 +103,10 @@ def open_executor(
         on_cpu = devices[0].platform == "cpu"
         _, abstract = quantized_model(model, layout.stages, dtype, config.quantization, on_cpu=on_cpu)
         weights_bytes = device_bytes(state_shardings(layout.mesh, abstract), abstract)
-        one_page_bytes = page_bytes(layout.slots, model.kv_heads, config.page_tokens, model.head_dim, dtype) // layout.mesh.shape["tensor"]
+        cache = cache_format(config.kv_cache_dtype, config.quantization)
+        if "int4" in (cache.keys, cache.values) and model.head_dim % 2:
+            raise ConfigError(f"int4 in the KV cache needs an even head_dim, not {model.head_dim}", param="kv_cache_dtype")
+        each = page_bytes(layout.slots, model.kv_heads, config.page_tokens, model.head_dim, dtype, cache)
         here = [device for device in layout.mesh.devices.flat if device.process_index == jax.process_index()]
         capacity = plan_capacity(
             config,
@@ -110,7 +114,7 @@ def open_executor(
             table,
             limit_bytes=memory_limit_bytes(here),
             weights_bytes=weights_bytes,
-            page_bytes=one_page_bytes,
+            page_bytes=each // layout.mesh.shape["tensor"],
             itemsize=dtype.itemsize,
         )
         announce("loading", capacity.summary())
@@ -141,8 +145,9 @@ def abstract_arrays(
     """What the engine holds beside the weights, as shapes with their shardings."""
     model = layout.model
     pages, page_tokens = capacity.pages * layout.data, config.page_tokens * layout.context
-    pool = abstract_pool(layout.pool_layers, pages, model.kv_heads, page_tokens, model.head_dim, dtype)
-    pool = KVPool(layout.abstract(pool.keys, POOL), layout.abstract(pool.values, POOL))
+    cache = cache_format(config.kv_cache_dtype, config.quantization)
+    pool = abstract_pool(layout.pool_layers, pages, model.kv_heads, page_tokens, model.head_dim, dtype, cache)
+    pool = jax.tree.map(layout.abstract, pool, pool_specs(pool))
     transit = None
     if layout.stages > 1:
         rows, chunk = max(table.prefill[-1], table.score)

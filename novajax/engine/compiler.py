@@ -127,7 +127,7 @@ def lower_forward(
 ) -> Any:
     """The step program of one bucket, lowered for arguments that may be abstract. Donates: pool, transit."""
     rows = table.sample_rows(bucket)
-    specs = result_specs(transit is not None, bucket.score)
+    specs = result_specs(pool, transit is not None, bucket.score)
     results = jax.tree.map(layout.sharding, specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
     by_rows = layout.sharding(ROWS)
     last_tokens = jax.ShapeDtypeStruct((slots,), jnp.int32, sharding=by_rows)

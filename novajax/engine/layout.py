@@ -1,6 +1,6 @@
 """How one engine's arrays lie on its mesh: a sharding for each kind of array, and the way host arrays get there.
 
-- pool    [stages x slots, data x pages, kv heads, context x page, H]   cut over all axes but `query`
+- pool    [stages x slots, data x pages, kv heads, context x page, H]   cut over all axes but `query`; scales have no H
 - rows    [data x rows, ...]: per-slot state, logits, draws; the sampler works on each partition apart
 - packed  [data, stages, words]: the uploads of the plans in the pipeline, the newest first
 - transit [stages, data x rows, ...]: activations between stages
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from novajax.kv.pool import KVPool
 from novajax.models.config import ModelConfig
 from novajax.parallel.axes import slots_per_stage
 
@@ -97,3 +98,8 @@ class Layout:
             return jax.shard_map(one, mesh=self.mesh, in_specs=ROWS, out_specs=outputs, check_vma=False)(*arguments)
 
         return cut if self.alone else pinned
+
+
+def pool_specs(pool: KVPool) -> Any:
+    """A pool of partition specs."""
+    return jax.tree.map(lambda array: PartitionSpec(*POOL[: array.ndim]), pool)

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from novajax.engine.attend import chunk_positions, paged_attend
 from novajax.engine.buckets import Bucket
 from novajax.engine.inputs import unpack
-from novajax.engine.layout import DECODE_TRANSIT, PACKED, POOL, PREFILL_TRANSIT, ROWS, Layout
+from novajax.engine.layout import DECODE_TRANSIT, PACKED, PREFILL_TRANSIT, ROWS, Layout, pool_specs
 from novajax.kv.pool import KVPool
 from novajax.models.decoder import Decoder
 from novajax.models.stages import is_staged
@@ -73,7 +73,7 @@ def forward(
     body = partial(_forward, graphdef, layout=layout, bucket=bucket, rows=rows)
     if layout.alone:
         return body(weights, pool, transit, last_tokens, packed)
-    specs = jax.tree.map(partial(only, MANUAL_AXES), result_specs(transit is not None, bucket.score), is_leaf=_is_spec)
+    specs = jax.tree.map(partial(only, MANUAL_AXES), result_specs(pool, transit is not None, bucket.score), is_leaf=_is_spec)
     cut = jax.shard_map(
         body,
         mesh=layout.mesh,
@@ -85,12 +85,11 @@ def forward(
     return cut(weights, pool, transit, last_tokens, packed)
 
 
-def result_specs(staged: bool, scored: bool) -> Any:
+def result_specs(pool: KVPool, staged: bool, scored: bool) -> Any:
     """A `Stepped` of partition specs: how results lie on the mesh. The pool's and the transit's are those of the arguments too."""
-    pool: Any = POOL
     rows: Any = ROWS
     moving: tuple[Any, Any] = (DECODE_TRANSIT, PREFILL_TRANSIT)
-    return Stepped(KVPool(pool, pool), Transit(*moving) if staged else None, rows, rows, Scored(rows, rows) if scored else None)
+    return Stepped(pool_specs(pool), Transit(*moving) if staged else None, rows, rows, Scored(rows, rows) if scored else None)
 
 
 def _is_spec(node: Any) -> bool:

@@ -9,34 +9,50 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from novajax.kernels.nibbles import unpacked
+from novajax.kv.pool import Paged
+
 MASKED = -1e30
 """Score of a hidden position: finite, so that a row with nothing to see yields zeros instead of NaN."""
 
 
 def write_pages(
-    pool_LPKpH: jax.Array,  # [L, P, K, page, H]
+    held: Paged,
     layer: int,
-    values_TKH: jax.Array,
+    numbers_TKH: jax.Array,
+    scale_TK: jax.Array | None,
     pages_T: jax.Array,  # i32[T], P or more: dropped
     offsets_T: jax.Array,  # i32[T] in [0, page)
-) -> jax.Array:
-    """The pool with each token's row stored at its page and offset. In place when the pool is donated."""
-    values = values_TKH.astype(pool_LPKpH.dtype)
-    return pool_LPKpH.at[layer, pages_T, :, offsets_T, :].set(values, mode="drop", unique_indices=True)
+) -> Paged:
+    """The pages with each token's row, as they hold it, stored at its page and offset. In place when they are donated."""
+
+    def put(array: jax.Array, rows: jax.Array) -> jax.Array:
+        return array.at[layer, pages_T, :, offsets_T].set(rows.astype(array.dtype), mode="drop", unique_indices=True)
+
+    return Paged(put(held.numbers, numbers_TKH), None if scale_TK is None else put(held.scale, scale_TK))
 
 
-def gather_pages(pool_LPKpH: jax.Array, layer: int, tables_XW: jax.Array) -> jax.Array:
-    """[X, K, W * page, H]: each row's pages side by side, in one gather (an index per page and head, so no transpose follows)."""
-    kv_heads, head_dim = pool_LPKpH.shape[2], pool_LPKpH.shape[4]
-    heads_1K1 = jnp.arange(kv_heads)[None, :, None]
-    blocks_XKWpH = pool_LPKpH.at[layer, tables_XW[:, None, :], heads_1K1].get(mode="clip")
-    return blocks_XKWpH.reshape(*blocks_XKWpH.shape[:2], -1, head_dim)
+def gather_pages(array: jax.Array, layer: int, tables_XW: jax.Array) -> jax.Array:
+    """[X, K, W * page, ...]: each row's pages of an array [L, P, K, page, ...] side by side, in one gather (an index per page and head, so
+    no transpose follows)."""
+    heads_1K1 = jnp.arange(array.shape[2])[None, :, None]
+    blocks_XKWp = array.at[layer, tables_XW[:, None, :], heads_1K1].get(mode="clip")
+    return blocks_XKWp.reshape(*blocks_XKWp.shape[:2], -1, *array.shape[4:])
+
+
+def read_pages(held: Paged, layer: int, tables_XW: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
+    """(numbers_XKSH, scales f32[X, K, S] or None) of each row's pages; rounded numbers, which are exact in bfloat16 too, as `dtype`."""
+    numbers = gather_pages(held.numbers, layer, tables_XW)
+    if held.scale is None:
+        return numbers, None
+    wide = unpacked(numbers) if held.kind == "int4" else numbers
+    return wide.astype(dtype), gather_pages(held.scale, layer, tables_XW)
 
 
 def paged_attention(
     q_XYNH: jax.Array,  # Y queries in each of X rows
-    keys_LPKpH: jax.Array,
-    values_LPKpH: jax.Array,
+    keys: Paged,
+    values: Paged,
     layer: int,
     tables_XW: jax.Array,  # i32[X, W]
     positions_XY: jax.Array,  # i32[X, Y], negative: a padding query, its result is unspecified but finite
@@ -51,19 +67,22 @@ def paged_attention(
 
     A query at position p sees keys at positions [max(0, p - window + 1), p]. Scores and sums are float32; `softcap` is
     cap * tanh(score / cap) before the mask (Gemma 2, arXiv 2408.00118). Where a page's tokens are spread over `shards`
-    pools, this one holds part `shard` of each page, and results are to be joined by `merge`.
+    pools, this one holds part `shard` of each page, and results are to be joined by `merge`. Where keys are rounded their scales
+    multiply the scores; those of values multiply the weights.
 
     Returns (out f32[X, Y, N, H], log of the sum of exponentials f32[X, Y, N]).
     """
     rows, queries, heads, head_dim = q_XYNH.shape
-    kv_heads, page = keys_LPKpH.shape[2:4]
-    k_XKSH = gather_pages(keys_LPKpH, layer, tables_XW)
-    v_XKSH = gather_pages(values_LPKpH, layer, tables_XW)
+    kv_heads, page = keys.numbers.shape[2:4]
+    k_XKSH, k_scale_XKS = read_pages(keys, layer, tables_XW, q_XYNH.dtype)
+    v_XKSH, v_scale_XKS = read_pages(values, layer, tables_XW, q_XYNH.dtype)
     groups = heads // kv_heads
     # Queries of one KV head are rows of one matrix: [X, K, G * Y, H] x [X, K, S, H].
     q_XKGYH = (q_XYNH * scale).reshape(rows, queries, kv_heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
     q_XKMH = q_XKGYH.reshape(rows, kv_heads, groups * queries, head_dim).astype(k_XKSH.dtype)
     scores = jnp.einsum("xkmh,xksh->xkms", q_XKMH, k_XKSH, preferred_element_type=jnp.float32)
+    if k_scale_XKS is not None:
+        scores = scores * k_scale_XKS[:, :, None, :]
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     seen_XYS = _visible(positions_XY, _key_positions(k_XKSH.shape[2], page, shards, shard), window)
@@ -73,6 +92,8 @@ def paged_attention(
     weights = jnp.exp(scores - best)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = (weights / total).reshape(rows, kv_heads, groups * queries, -1)
+    if v_scale_XKS is not None:
+        weights = weights * v_scale_XKS[:, :, None, :]
     out_XKMH = jnp.einsum("xkms,xksh->xkmh", weights.astype(v_XKSH.dtype), v_XKSH, preferred_element_type=jnp.float32)
     out_XYKGH = out_XKMH.reshape(rows, kv_heads, groups, queries, head_dim).transpose(0, 3, 1, 2, 4)
     lse_XYKG = (best + jnp.log(total))[..., 0].transpose(0, 3, 1, 2)

@@ -108,8 +108,8 @@ def array_bytes(array: Array, local_shape: tuple[int, ...], form: FormatName) ->
 
 
 def kv_bytes(form: FormatName, heads: int, head_dim: int) -> float:
-    """Bytes of one token's keys (or values) in one layer. int8 and int4 have a scale for each head; fp8 needs none."""
-    scales = SCALE_BYTES * heads if form in ("int8", "int4") else 0
+    """Bytes of one token's keys (or values) in one layer. Rounded ones have a scale for each head."""
+    scales = 0 if form in ("float32", "bfloat16") else SCALE_BYTES * heads
     return heads * head_dim * BITS[form] / 8 + scales
 
 

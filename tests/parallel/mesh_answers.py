@@ -26,6 +26,7 @@ from novajax.engine.build import open_engine
 from novajax.engine.layout import Layout
 from novajax.kv.pool import page_bytes
 from novajax.parallel.mesh import mesh_for
+from novajax.quant.cache import cache_format
 from novajax.weights.describe import describe
 
 NEAR_TIE = 1e-3
@@ -74,15 +75,17 @@ def take(answer: Answer, update: Update) -> None:
         answer.gaps.append(best[0] - best[1] if len(best) > 1 else 1.0)
 
 
-def answers(model: Path, mesh: MeshConfig, quantization: str) -> tuple[list[Answer], dict[str, int]]:
+def answers(model: Path, mesh: MeshConfig, quantization: str, kv: str) -> tuple[list[Answer], dict[str, int]]:
     """Few pages, so that sequences are preempted; small chunks, so that prompts come in several."""
     cfg = describe(model).config
     layout = Layout(mesh_for(mesh, cfg.kv_heads, jax.devices()), cfg)
-    one_page_bytes = page_bytes(layout.slots, cfg.kv_heads, PAGE, cfg.head_dim, jnp.float32) // layout.mesh.shape["tensor"]
+    cache = cache_format(kv, quantization)
+    one_page_bytes = page_bytes(layout.slots, cfg.kv_heads, PAGE, cfg.head_dim, jnp.float32, cache) // layout.mesh.shape["tensor"]
     config = EngineConfig(
         model=str(model),
         mesh=mesh,
         quantization=quantization,
+        kv_cache_dtype=kv,
         max_rows=4 * mesh.data,
         page_tokens=PAGE,
         chunk_tokens=16,
@@ -103,11 +106,11 @@ def answers(model: Path, mesh: MeshConfig, quantization: str) -> tuple[list[Answ
     return asyncio.run(run())
 
 
-def compare(model: Path, mesh: MeshConfig, quantization: str, wanted: list[Answer]) -> bool:
+def compare(model: Path, mesh: MeshConfig, quantization: str, kv: str, wanted: list[Answer]) -> bool:
     name = " ".join(f"{axis}={size}" for axis, size in msgspec.to_builtins(mesh).items() if size > 1)
     began = time.monotonic()
     try:
-        found, stats = answers(model, mesh, quantization)
+        found, stats = answers(model, mesh, quantization, kv)
     except ConfigError as error:
         print(f"{model.name} | {name} | refused: {error.message}", flush=True)
         return True
@@ -156,6 +159,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", type=Path, required=True)
     parser.add_argument("--meshes", nargs="+", required=True)
     parser.add_argument("--quantization", default="")
+    parser.add_argument("--kv_cache_dtype", default="auto")
     parser.add_argument("--repeat", type=int, default=1)
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
@@ -164,9 +168,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for model in args.models:
             asked = model if args.repeat == 1 else deeper(model, args.repeat, Path(folder))
-            wanted, _ = answers(asked, MeshConfig(), args.quantization)
+            wanted, _ = answers(asked, MeshConfig(), args.quantization, args.kv_cache_dtype)
             for mesh in args.meshes:
-                good &= compare(asked, parse_mesh(mesh), args.quantization, wanted)
+                good &= compare(asked, parse_mesh(mesh), args.quantization, args.kv_cache_dtype, wanted)
     return 0 if good else 1
 
 

@@ -48,7 +48,7 @@ def look(model: Path, mesh: MeshConfig) -> dict:
         for found, times in read_collectives(lowered.compile().as_text()).items():
             counts[found.kind] += times
         kinds[name] = dict(sorted(counts.items()))
-    pool_bytes = sum(math.prod(part.sharding.shard_shape(part.shape)) * part.dtype.itemsize for part in (pool.keys, pool.values))
+    pool_bytes = sum(math.prod(part.sharding.shard_shape(part.shape)) * part.dtype.itemsize for part in jax.tree.leaves(pool))
     return {
         "model": model.name,
         "mesh": {axis: size for axis, size in msgspec.to_builtins(mesh).items() if size > 1},

@@ -47,6 +47,7 @@ def test_alternating_windows_over_stages():
     assert all("| same" in line for line in run(NANO / "gemma2", "stage=2,tensor=2", how=("--repeat=2",)))
 
 
-def test_quantized_weights_on_every_axis():
-    """Weight-only: the scales of a shard are those of the whole, and sums are float32."""
-    assert all("| same" in line for line in run(NANO / "llama3", "stage=2,tensor=2,data=2", how=("--quantization=int8",)))
+def test_quantized_weights_and_pages_on_every_axis():
+    """Weight-only: the scales of a shard are those of the whole, and sums are float32. In pages each token and head has its own scale."""
+    how = ("--quantization=int8", "--kv_cache_dtype=int8-int4")
+    assert all("| same" in line for line in run(NANO / "llama3", "stage=2,tensor=2,data=2", "stage=2,tensor=2,context=2", how=how))
