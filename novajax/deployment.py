@@ -21,6 +21,8 @@ _ARCHITECTURES = {
     "llama-3.1-8b": "llama-3.1-8b.yaml",
 }
 """model_id -> the file in configs/ whose `architecture:` it means."""
+_UNROUNDED = ("bf16", "float32")
+"""Profiles that quantize nothing."""
 
 
 def architecture_file(model_id: str, folder: Path) -> Path:
@@ -64,6 +66,10 @@ def engine_fields(document: dict[str, Any]) -> dict[str, Any]:
     if isinstance(sharding, Sharding):
         mesh = {"stage": sharding.pipeline_parallel, "context": sharding.sequence_parallel, "tensor_parallel": sharding.tensor_parallel}
         fields["mesh"] = mesh
+    if tree.model.quantization not in _UNROUNDED:
+        fields["quantization"] = tree.model.quantization
+    if tree.performance.compression:
+        fields["kv_cache_dtype"] = "int8"
     return fields
 
 
@@ -91,10 +97,9 @@ def not_honoured(document: dict[str, Any]) -> tuple[str, ...]:
         "workers.resources.storage": f"{planned} nothing limits what a host stores",
         "workers.resources.network_bandwidth": f"{planned} a start uses what the network gives",
         "model.model_id": "it is the served name and the planned architecture; the weights are named by --model or engine.model",
-        "model.quantization": "" if tree.model.quantization == "bf16" else f"{planned} weights are served in float32 or bfloat16",
+        "model.quantization": f"{planned} the weights have the type of --dtype" if tree.model.quantization in _UNROUNDED else "",
         "performance.target_latency": f"{planned} the scheduler does not enforce it",
         "performance.cache_size": "KV pages live on the devices only",
-        "performance.compression": f"{planned} KV pages are stored unquantized" if tree.performance.compression else "",
         "networking.transport": "set "
         + " ".join(f"{name}={value}" for name, value in nccl_environment(tree).items())
         + " in the workers' environment",

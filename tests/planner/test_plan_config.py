@@ -65,7 +65,7 @@ def test_the_reference_document_settles_the_engine():
     fields = {"model": "m"} | engine_fields(reference())
     config = msgspec.convert(fields, EngineConfig)
     assert config.mesh == MeshConfig(stage=8, context=2, tensor_parallel=8)
-    assert (config.max_rows, config.served_name) == (256, "llama-405b")
+    assert (config.max_rows, config.served_name, config.quantization, config.kv_cache_dtype) == (256, "llama-405b", "int8", "int8")
 
 
 def test_every_key_has_an_effect_or_a_line():
@@ -73,10 +73,12 @@ def test_every_key_has_an_effect_or_a_line():
     lines = not_honoured(document)
     silent = [path for path in given_paths(document) if not any(f": {path}: " in line for line in lines)]
     assert silent == [
+        "model.quantization",
         "model.sharding.tensor_parallel",
         "model.sharding.pipeline_parallel",
         "model.sharding.sequence_parallel",
         "performance.max_batch_size",
+        "performance.compression",
         "networking.priority_queuing",
     ]
     assert all(line.startswith("not honoured here: ") for line in lines)

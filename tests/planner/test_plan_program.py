@@ -46,7 +46,8 @@ def test_the_reference_document_is_planned_with_its_warnings():
     assert "spans 4 hosts of 2 GPUs" in crossing
     assert "nearest better layout: tensor 2 x stage 8 x context 2" in crossing
     assert any("first token in 200 ms" in line for line in plan.warnings)
-    assert "not honoured here: model.quantization" in done.stderr
+    assert "not honoured here: performance.cache_size" in done.stderr
+    assert "model.quantization" not in done.stderr
 
 
 def test_json_round_trip(sizes):
