@@ -8,16 +8,18 @@ from flax import nnx
 from novajax.core.errors import ConfigError
 from novajax.models.config import ModelConfig
 from novajax.models.sizes import ROLES
-from novajax.models.stages import staged_model
+from novajax.models.stages import Path, stage_places, staged_model
 from novajax.planner.formats import profiles
-from novajax.quant.profiles import Rules, format_of, rules_of
+from novajax.quant.profile_file import SUFFIX, Rules, unused
+from novajax.quant.profiles import format_of, rules_of
 from novajax.quant.qtensor import abstract
 
 
 def quantized_model(cfg: ModelConfig, stages: int, dtype: Any, quantization: str, *, on_cpu: bool) -> tuple[nnx.GraphDef[Any], nnx.State]:
     """`models.stages.staged_model` with the abstract weights of a profile or format; "": none.
 
-    Raises ConfigError for an unknown name, and for a profile that wants float32 parts of a model in bfloat16.
+    Raises ConfigError for an unknown name, for a profile that wants float32 parts of a model in bfloat16, and for a profile file that
+    is for other layers.
     """
     graphdef, state = staged_model(cfg, stages, dtype)
     if not quantization:
@@ -26,15 +28,25 @@ def quantized_model(cfg: ModelConfig, stages: int, dtype: Any, quantization: str
     wide = [part for part in ("embedding", "norm", "head") if named is not None and getattr(named, part) == "float32"]
     if wide and jnp.dtype(dtype) != jnp.float32:
         raise ConfigError(f"profile {quantization} keeps {', '.join(wide)} in float32; use dtype=float32", param="quantization")
-    return graphdef, quantized_state(state, rules_of(quantization, tied=cfg.tied_embedding), on_cpu=on_cpu)
+    rules, layers = rules_of(quantization, tied=cfg.tied_embedding), _layers(cfg, stages)
+    names = [name for path, _ in nnx.to_flat_state(state) for name in _names(path, layers)]
+    if quantization.endswith(SUFFIX) and (spare := unused(rules, names)):
+        raise ConfigError(f"precision profile {quantization} is for another model: no parameter here is {spare[0]}", param="quantization")
+    return graphdef, quantized_state(state, rules, on_cpu=on_cpu, layers=layers)
 
 
-def quantized_state(state: nnx.State, rules: Rules, *, on_cpu: bool) -> nnx.State:
-    """The abstract `state` by `rules`. Raises ConfigError for a parameter that no rule matches or that is no matrix."""
+def quantized_state(state: nnx.State, rules: Rules, *, on_cpu: bool, layers: dict[Path, list[Path]] | None = None) -> nnx.State:
+    """The abstract `state` by `rules`, which name layers of the whole model; `layers` are those stacked in each slot of a stage.
+
+    Raises ConfigError for a parameter that no rule matches, that is no matrix, or whose stages differ.
+    """
     made = []
     for path, variable in nnx.to_flat_state(state):
-        name = "/".join(map(str, path))
-        form = format_of(rules, name, on_cpu=on_cpu)
+        names = _names(path, layers or {})
+        name, forms = names[0], {format_of(rules, name, on_cpu=on_cpu) for name in names}
+        if len(forms) > 1:
+            raise ConfigError(f"the precision profile gives {' and '.join(names)} different formats; stages need one", param="quantization")
+        (form,) = forms
         if form is not None:
             if str(path[-1]) not in ROLES:
                 raise ConfigError(f"the precision profile makes {name} {form.name}; only matrices can be quantized", param="quantization")
@@ -43,3 +55,16 @@ def quantized_state(state: nnx.State, rules: Rules, *, on_cpu: bool) -> nnx.Stat
             variable = variable.replace(abstract(tuple(variable.shape), contracted, form))
         made.append((path, variable))
     return nnx.from_flat_state(made)
+
+
+def _layers(cfg: ModelConfig, stages: int) -> dict[Path, list[Path]]:
+    """("layers", slot) -> the ("layers", layer) of all stages there."""
+    found: dict[Path, list[Path]] = {}
+    for layer, (slot, _) in stage_places(cfg, stages).items():
+        found.setdefault(slot, []).append(layer)
+    return found
+
+
+def _names(path: Path, layers: dict[Path, list[Path]]) -> list[str]:
+    """The names that rules know a parameter of the run tree by."""
+    return ["/".join(map(str, (*layer, *path[2:]))) for layer in layers.get(path[:2], [path[:2]])]

@@ -6,13 +6,12 @@ Rules settle weights; the table's formats of the KV cache are not rules.
 """
 
 import re
+from pathlib import Path
 
 from novajax.core.errors import ConfigError
 from novajax.planner.formats import Profile, profiles
 from novajax.quant.formats import Format, parse, settled
-
-FLOAT = "float"
-Rules = tuple[tuple[str, str], ...]
+from novajax.quant.profile_file import FLOAT, SUFFIX, Rules, read_profile
 
 _PATTERNS = {
     "embedding": r"embed",
@@ -37,13 +36,18 @@ def profile_rules(form: Profile, *, tied: bool) -> Rules:
 
 
 def rules_of(name: str, *, tied: bool) -> Rules:
-    """The rules of a profile or of a format, which is for the layers' matrices. Raises ConfigError for neither."""
+    """The rules of a profile, by name or as a file (`PATH.json`), or of a format, which is for the layers' matrices.
+
+    Raises ConfigError for none of them.
+    """
+    if name.endswith(SUFFIX):
+        return read_profile(Path(name)).rules
     if name in profiles():
         return profile_rules(profiles()[name], tied=tied)
     try:
         parse(name)
     except ConfigError as error:
-        raise ConfigError(f"{error.message}; profiles: {', '.join(profiles())}", param="quantization") from None
+        raise ConfigError(f"{error.message}; profiles: {', '.join(profiles())}, or a file PATH{SUFFIX}", param="quantization") from None
     layers = ("attention_qkv", "attention_out", "mlp")
     return tuple((pattern, name if component in layers else FLOAT) for component, pattern in _PATTERNS.items())
 
