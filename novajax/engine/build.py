@@ -125,7 +125,7 @@ def open_executor(
     pool, transit, sampling = abstract_arrays(config, layout, capacity, table, dtype)
     with timeline.phase("compile"):
         announce("compiling", f"{len(table.buckets())} step shapes")
-        programs = compile_programs(loaded.graphdef, loaded.state, pool, transit, sampling, table, layout)
+        programs = compile_programs(loaded.graphdef, loaded.state, pool, transit, sampling, table, layout, config.compile_cache)
         if programs.temp_bytes > capacity.limit_bytes - capacity.weights_bytes - capacity.kv_bytes - capacity.sampling_bytes:
             raise CapacityError(f"a step needs {programs.temp_bytes:,} bytes of temporaries, more than is left: {capacity.summary()}")
     with timeline.phase("allocate"):

@@ -20,6 +20,7 @@ from novajax.engine import inputs, sampler
 from novajax.engine.buckets import Bucket, BucketTable
 from novajax.engine.layout import EVERYWHERE, PACKED, ROWS, Layout
 from novajax.engine.sampler import SamplingState, Variant
+from novajax.engine.shelf import Shelf, describe_arrays
 from novajax.engine.step import Transit, forward, result_specs
 from novajax.kv.pool import KVPool
 from novajax.telemetry.progress import Progress
@@ -64,9 +65,18 @@ def use_compile_cache(directory: str) -> None:
 
 
 def compile_programs(
-    graphdef: Any, weights: Any, pool: KVPool, transit: Transit | None, state: SamplingState, table: BucketTable, layout: Layout
+    graphdef: Any,
+    weights: Any,
+    pool: KVPool,
+    transit: Transit | None,
+    state: SamplingState,
+    table: BucketTable,
+    layout: Layout,
+    directory: str = "",
 ) -> Programs:
-    """Lowers and compiles the whole table; the arguments may be abstract, with their shardings. Shows its progress."""
+    """Lowers and compiles the whole table, but for what is kept in `directory`; the arguments may be abstract, with their shardings. Shows
+    its progress."""
+    shelf = Shelf(directory, (layout, table, describe_arrays((weights, pool, transit, state))))
     slots, vocab = state.counts.shape
     everywhere = layout.sharding(EVERYWHERE)
     sample_jit = jax.jit(layout.per_partition(_sample, (ROWS, ROWS, EVERYWHERE)), static_argnames="variant", donate_argnums=0)
@@ -101,12 +111,12 @@ def compile_programs(
     threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compile")
     with threads, Progress(len(jobs), "programs", "compile") as progress:
 
-        def run(job: Callable[[], Any]) -> Any:
-            made = job()
+        def run(key: Any) -> Any:
+            made = shelf.get(str(key), jobs[key])
             progress.advance(1)
             return made
 
-        done = dict(zip(jobs, threads.map(run, jobs.values()), strict=True))
+        done = dict(zip(jobs, threads.map(run, jobs), strict=True))
     return Programs(
         forward={key: made for key, made in done.items() if isinstance(key, Bucket)},
         sample={key: made for key, made in done.items() if isinstance(key, tuple)},

@@ -72,12 +72,15 @@ class Executor:
 
     def warm(self) -> None:
         """Runs every program on padding, so that nothing is loaded or initialised under a request."""
+        sampled: set[int] = set()
         for bucket, forward in self._programs.forward.items():
             stepped = self._forward(forward, bucket)
+            height = stepped.logits.shape[0] // self._layout.data
             for (rows, _), sample in self._programs.sample.items():
-                if rows * self._layout.data == stepped.logits.shape[0]:
+                if rows == height and height not in sampled:
                     self._state, tokens_X, _ = sample(self._state, stepped.logits, stepped.draws)
                     jax.block_until_ready(self._score(stepped.logits, tokens_X))
+            sampled.add(height)
             if stepped.scored is not None:
                 jax.block_until_ready(self._score(*stepped.scored))
         self._sit(Seat(slot=0, prompt=(), output=(), logit_bias={}, ends=()))
