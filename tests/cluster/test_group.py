@@ -8,7 +8,7 @@ import time
 import pytest
 
 from novajax.cluster.process import process_state
-from novajax.core.errors import ConfigError, EngineFailed
+from novajax.core.errors import ConfigError, EngineFailed, Unavailable
 from tests.cluster.group_world import answer, group, hurt, pid_of, request, restarted, stream
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
@@ -16,6 +16,30 @@ SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
 
 def run(work) -> None:
     asyncio.run(asyncio.wait_for(work, 120))
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_drain_keeps_what_was_promised(lost: bool):
+    """Streams inside go on to their end, even when a rank is lost meanwhile; who comes later is refused at once."""
+
+    async def work() -> None:
+        async with group(2) as engine:
+            started = asyncio.Event()
+            asked = [request(200), request(200, temperature=0.9, seed=11)]
+            running = [asyncio.create_task(stream(engine, one, started)) for one in asked]
+            await started.wait()
+            draining = asyncio.create_task(engine.backend.drain(60))
+            await asyncio.sleep(0)
+            if lost:
+                await hurt(engine, 1, signal.SIGKILL)
+            with pytest.raises(Unavailable):
+                await stream(engine, request(5))
+            for (tokens, last), one in zip(await asyncio.gather(*running), asked, strict=True):
+                assert tokens == answer(one)
+                assert last.finish_reason == "length"
+            await draining
+
+    run(work())
 
 
 def test_a_group_answers_and_leaves_nobody_behind():
