@@ -7,7 +7,7 @@ from flax import nnx
 
 from novajax.core.errors import ConfigError
 from novajax.models.config import ModelConfig
-from novajax.models.sizes import ROLES
+from novajax.models.sizes import ROLES, summed_dimensions
 from novajax.models.stages import Path, stage_places, staged_model
 from novajax.planner.formats import profiles
 from novajax.quant.profile_file import SUFFIX, Rules, unused
@@ -50,8 +50,7 @@ def quantized_state(state: nnx.State, rules: Rules, *, on_cpu: bool, layers: dic
         if form is not None:
             if str(path[-1]) not in ROLES:
                 raise ConfigError(f"the precision profile makes {name} {form.name}; only matrices can be quantized", param="quantization")
-            _, summed = ROLES[str(path[-1])]
-            contracted = tuple(i for i, axis in enumerate(variable.get_metadata("axes")) if axis in summed)
+            contracted = summed_dimensions(str(path[-1]), variable.get_metadata("axes"))
             variable = variable.replace(abstract(tuple(variable.shape), contracted, form))
         made.append((path, variable))
     return nnx.from_flat_state(made)

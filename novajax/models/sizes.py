@@ -60,5 +60,11 @@ def _array(path: tuple[Any, ...], shape: tuple[int, ...], axes: tuple[str | None
         return Array(name, "norm", shape, axes, ())
     if last not in ROLES:
         raise ConfigError(f"parameter {name} has no role in the planner's table")
-    component, summed = ROLES[last]
-    return Array(name, component, shape, axes, tuple(i for i, axis in enumerate(axes) if axis in summed))
+    component, _ = ROLES[last]
+    return Array(name, component, shape, axes, summed_dimensions(last, axes))
+
+
+def summed_dimensions(role: str, axes: tuple[str | None, ...]) -> tuple[int, ...]:
+    """The dimensions that the product by a matrix of that role sums over."""
+    _, summed = ROLES[role]
+    return tuple(i for i, axis in enumerate(axes) if axis in summed)

@@ -4,6 +4,8 @@ Invariants: products accumulate in float32 (quantized ones may in int32); float3
 device (accelerators would otherwise round them to TF32). It does not know layers, meshes or files.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +13,7 @@ from jax import lax
 
 from novajax.quant.dot import dot
 from novajax.quant.qtensor import QTensor, dequantized
+from novajax.quant.watched import Watched
 
 Weight = nnx.Param | jax.Array | QTensor
 
@@ -24,6 +27,8 @@ def einsum(equation: str, x: jax.Array, weight: Weight, *, dtype: jnp.dtype | No
     operands, _, result = equation.partition("->")
     left, right = operands.split(",")
     held = value_of(weight)
+    if isinstance(held, Watched):
+        held = held.met(left, right, x)
     if isinstance(held, QTensor):
         out = dot(left, right, result, x, held)
     else:
@@ -54,6 +59,6 @@ def rows(weight: Weight, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return held[index].astype(dtype)
 
 
-def value_of(weight: Weight) -> jax.Array | QTensor:
+def value_of(weight: Weight) -> Any:
     """What the parameter holds."""
     return weight.get_value() if isinstance(weight, nnx.Variable) else weight
