@@ -10,6 +10,10 @@ Examples:
   python -m novajax.batch --model=checkpoints/nova-small --input=in.jsonl --output=out.jsonl
   python -m novajax.batch --model=DIR --input=in.jsonl --output=out.jsonl --ordered --json > summary.json
   python -m novajax.batch --model=org/name@revision --input=in.jsonl --output=out.jsonl --max_rows=64
+  python -m novajax.batch --model=DIR --input=in.jsonl --output=out.jsonl --processes=2 --mesh=tensor=2
+
+With --processes, or on many hosts under Slurm, Kubernetes or with --process_id and its companions, the engine is a group of
+processes: start this on each host; the first one reads and writes the files. A lost rank is started again and the run goes on.
 
 Exit codes: 0 every line succeeded; 1 or 2 flags, input, output or model not usable (nothing was written); 3 every line has
 its output, some failed; 4 stopped early (disk full, engine failed: run the same command again; input changed: it says so);
@@ -17,6 +21,7 @@ its output, some failed; 4 stopped early (disk full, engine failed: run the same
 """
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
@@ -24,7 +29,9 @@ from pathlib import Path
 import msgspec
 from absl import app, flags
 
-from novajax import options
+from novajax import group, options
+from novajax.cluster.child import EngineProcess
+from novajax.cluster.remotehost import attend
 from novajax.core.backend import Backend
 from novajax.core.config import EngineConfig, parse_bytes
 from novajax.core.errors import ConfigError, Conflict, NovaError
@@ -32,6 +39,7 @@ from novajax.core.types import MAX_ALTERNATIVES, Phase
 from novajax.offline.output import OutputStopped
 from novajax.offline.run import BatchOptions, BatchSummary, InputChanged, run_batch
 from novajax.telemetry.progress import Progress, seconds
+from novajax.weights.source import resolve
 
 FLAGS = flags.FLAGS
 
@@ -44,6 +52,8 @@ def define_flags() -> None:
     """Declares this program's flags. Not at import: two programs may be imported together."""
     options.define_engine_flags()
     flags.adopt_module_key_flags(options)
+    group.define_group_flags()
+    flags.adopt_module_key_flags(group)
     flags.DEFINE_string("input", None, "JSON lines to answer", required=True)
     flags.DEFINE_string("output", None, "JSON lines with the answers; appended to, locked against a second writer", required=True)
     flags.DEFINE_bool("ordered", False, "when all is done, rewrite the output in the order of the input")
@@ -58,11 +68,16 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> int:
     try:
-        config = options.engine_config(FLAGS, options.read_config(FLAGS))
+        file = options.read_config(FLAGS)
+        config = options.engine_config(FLAGS, file)
+        processes = group.read_group(FLAGS, file.cluster, os.environ)
+        if processes.place.index:
+            return asyncio.run(attend(processes.follower(_on_disk(config))))
         how = batch_options(config)
         if not Path(FLAGS.input).is_file():  # before minutes of loading and compiling
             raise ConfigError(f"input {FLAGS.input} is not a file", param="input")
-        summary = _run(config, how)
+        config = msgspec.structs.replace(config, max_waiting=max(config.max_waiting, how.max_in_flight * MAX_ALTERNATIVES))
+        summary = _run_alone(config, how) if processes.alone else asyncio.run(_run_group(_on_disk(config), processes, how))
     except InputChanged as error:
         return _leave(error.message, _STOPPED)
     except (ConfigError, Conflict) as error:
@@ -95,11 +110,33 @@ class _Interrupted(Exception):
         self.signal_number = signal_number
 
 
-def _run(config: EngineConfig, how: BatchOptions) -> BatchSummary:
+def _run_alone(config: EngineConfig, how: BatchOptions) -> BatchSummary:
     from novajax.engine.build import open_engine  # jax starts only after the flags were understood
 
-    config = msgspec.structs.replace(config, max_waiting=max(config.max_waiting, how.max_in_flight * MAX_ALTERNATIVES))
     return asyncio.run(_answer_all(open_engine(config, _announce), how))
+
+
+async def _run_group(config: EngineConfig, processes: group.Group, how: BatchOptions) -> BatchSummary:
+    """Raises ConfigError when the group cannot start."""
+    engine = EngineProcess(config, processes.settings, processes.place, secret=processes.secret)
+    supervising = asyncio.create_task(engine.run())
+    answering = asyncio.create_task(_answer_all(engine.backend, how))
+    try:
+        await asyncio.wait({supervising, answering}, return_when=asyncio.FIRST_COMPLETED)
+        if supervising.done():
+            supervising.result()
+        return await answering
+    finally:
+        for task in (answering, supervising):
+            task.cancel()
+        await asyncio.gather(answering, supervising, return_exceptions=True)
+        await engine.close()
+
+
+def _on_disk(config: EngineConfig) -> EngineConfig:
+    """The same for all processes: the model is fetched once, and has its name."""
+    source = resolve(config.model)
+    return msgspec.structs.replace(config, model=str(source.directory), served_name=config.served_name or source.name)
 
 
 async def _answer_all(backend: Backend, how: BatchOptions) -> BatchSummary:

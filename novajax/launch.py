@@ -23,13 +23,12 @@ import time
 import msgspec
 from absl import app, flags
 
-from novajax.cluster.bootstrap import PlaceFlags, find_group, read_secret
 from novajax.cluster.child import EngineProcess
 from novajax.cluster.remotehost import attend
-from novajax.cluster.settings import ClusterSettings, Order
 from novajax.core.config import EngineConfig
 from novajax.core.errors import ConfigError, Unavailable
 from novajax.core.heap import bound_arenas
+from novajax.group import define_group_flags, read_group
 from novajax.options import define_engine_flags, engine_config, read_config
 from novajax.server.app import create_app
 from novajax.server.serve import listen, serve
@@ -40,6 +39,7 @@ from novajax.text.tokenizer import Tokenizer, check_vocabulary
 from novajax.weights.source import Source, resolve
 
 define_engine_flags()
+define_group_flags()
 _HOST = flags.DEFINE_string("host", None, "address to bind (default 127.0.0.1); any other needs --api_key_file")
 _PORT = flags.DEFINE_integer("port", None, "port to bind (default 8000; 0: any free one)", lower_bound=0, upper_bound=65535)
 _KEYS = flags.DEFINE_string("api_key_file", None, "file with one API key a line")
@@ -47,13 +47,6 @@ _TEMPLATE = flags.DEFINE_string("chat_template", None, "Jinja file to use in pla
 _DRAIN_S = flags.DEFINE_float("drain_s", None, "seconds that running requests may go on after SIGTERM (default 30)", lower_bound=0)
 _METRICS_OPEN = flags.DEFINE_bool("metrics_open", None, "serve /metrics without a key (loopback only)")
 _JSON = flags.DEFINE_bool("json", False, "print the ready line as JSON on stdout")
-_PROCESSES = flags.DEFINE_integer("processes", None, "engine processes on this host (default 1)", lower_bound=1)
-_DEVICES = flags.DEFINE_integer("devices_per_process", None, "virtual CPU devices of each process, without an accelerator", lower_bound=1)
-_STALL_S = flags.DEFINE_float("stall_s", None, "seconds without a completed step, with work to do, until a restart (default 10)")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this launch among the group's, from 0; 0 serves", lower_bound=0)
-_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "launches in the group, one on each host", lower_bound=1)
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of launch 0, as the others reach it")
-_SECRET = flags.DEFINE_string("secret_file", None, "file with the group's shared secret; else the variable NOVAJAX_SECRET")
 
 NOT_STARTED = 2
 
@@ -66,18 +59,15 @@ def main(_: list[str]) -> int:
         config = engine_config(flags.FLAGS, file)
         settings = server_settings(file.server)
         refuse_open_bind(settings)
-        cluster = cluster_settings(file.cluster)
-        place = find_group(
-            os.environ, PlaceFlags(process_id=_PROCESS_ID.value, process_count=_PROCESS_COUNT.value, coordinator=_COORDINATOR.value)
-        )
-        secret = read_secret(_SECRET.value, os.environ) if place.count > 1 else None
+        group = read_group(flags.FLAGS, file.cluster, os.environ)
         source = resolve(config.model)
         name = config.served_name or source.name
         config = msgspec.structs.replace(config, model=str(source.directory), served_name=name)
         settings = msgspec.structs.replace(settings, model_names=settings.model_names or (name,))
-        if place.index:
-            return asyncio.run(attend(Order(config=config, settings=cluster, place=place, secret=secret or b"", directory="")))
-        return asyncio.run(run(config, settings, source, EngineProcess(config, cluster, place, secret=secret)))
+        if group.place.index:
+            return asyncio.run(attend(group.follower(config)))
+        engine = EngineProcess(config, group.settings, group.place, secret=group.secret)
+        return asyncio.run(run(config, settings, source, engine))
     except ConfigError as error:
         print(f"novajax: {error.message}", file=sys.stderr)
         return NOT_STARTED
@@ -93,15 +83,6 @@ def server_settings(section: dict) -> ServerSettings:
     except msgspec.ValidationError as error:
         raise ConfigError(f"server: {error}") from None
     return msgspec.structs.replace(settings, key_digests=read_keys(keys)) if keys else settings
-
-
-def cluster_settings(section: dict) -> ClusterSettings:
-    """Flags over the file's `cluster:` section. Raises ConfigError."""
-    given = {"processes": _PROCESSES.value, "devices_per_process": _DEVICES.value, "stall_s": _STALL_S.value}
-    try:
-        return msgspec.convert(section | {name: value for name, value in given.items() if value is not None}, ClusterSettings)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"cluster: {error}") from None
 
 
 async def run(config: EngineConfig, settings: ServerSettings, source: Source, engine: EngineProcess) -> int:

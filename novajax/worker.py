@@ -57,8 +57,7 @@ class JaxBuilder:
         return len(devices), devices[0].device_kind
 
     def open_executor(self, assignment: Assignment, announce: Announce, meet: Callable[[], None]) -> Built:
-        with distributed.compile_cache_of_its_own(assignment.first_on_host):
-            return Built(open_executor(assignment.config, announce, meet))
+        return Built(open_executor(assignment.config, announce, meet))
 
     def make_engine(self, config: EngineConfig, built: Built, runner: Runner) -> tuple[Backend, Callable[[], bool]]:
         engine = make_engine(config, built.prepared, runner)

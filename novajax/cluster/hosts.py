@@ -103,7 +103,6 @@ class LocalHost:
                 epoch=start.epoch,
                 rank=rank,
                 ranks=start.ranks,
-                first_on_host=rank == start.first_rank,
                 secret=order.secret,
                 socket=start.socket,
                 plans=start.plans if start.ranks > 1 else "",

@@ -74,7 +74,6 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 1
     rank: int = 0
     ranks: int = 1
-    first_on_host: bool = True
     secret: bytes = b""
     socket: str = ""
     """Path of the Unix socket on which the leader serves its front end."""

@@ -56,7 +56,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     deterministic: bool = False
     """One bucket for every step: an answer has the same bits alone and in a crowd, at the cost of padding."""
     compile_cache: str = ""
-    """Directory of the persistent compilation cache (trusted: it holds code). Empty: none."""
+    """Directory of kept programs, which must be this user's alone: it holds code. Empty: none."""
     verify_hashes: bool = True
     """Check the manifest of a sealed model on load."""
 

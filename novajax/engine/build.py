@@ -20,7 +20,7 @@ from novajax.core.errors import CapacityError, ConfigError
 from novajax.core.types import ModelCard, Phase
 from novajax.engine.buckets import BucketTable, make_table
 from novajax.engine.capacity import Capacity, memory_limit_bytes, plan_capacity
-from novajax.engine.compiler import CompileCounter, compile_programs, use_compile_cache
+from novajax.engine.compiler import CompileCounter, compile_programs
 from novajax.engine.engine import Engine
 from novajax.engine.executor import Executor
 from novajax.engine.layout import DECODE_TRANSIT, PREFILL_TRANSIT, ROWS, Layout, pool_specs
@@ -118,8 +118,6 @@ def open_executor(
             itemsize=dtype.itemsize,
         )
         announce("loading", capacity.summary())
-    if config.compile_cache:
-        use_compile_cache(config.compile_cache)
     with timeline.phase("load"):
         loaded = load_model(description, layout.mesh, dtype, quantization=config.quantization, verify=config.verify_hashes)
     pool, transit, sampling = abstract_arrays(config, layout, capacity, table, dtype)

@@ -56,14 +56,6 @@ class CompileCounter:
         jax.monitoring.unregister_event_duration_listener(self._heard)
 
 
-def use_compile_cache(directory: str) -> None:
-    """Turns on JAX's persistent cache in `directory` (trusted: loading from it runs code). Every program is worth keeping."""
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", directory)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def compile_programs(
     graphdef: Any,
     weights: Any,

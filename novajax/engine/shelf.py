@@ -3,7 +3,8 @@
 A program is found by everything that determines it: this package's own source, the versions of jax and of its runtime, the devices, the
 mesh, the model, and shape, type and sharding of every array. What is not there, or does not come back whole, is compiled
 and put there. Loading a program runs its code (JAX keeps them as pickles), so the folder must belong to this user and be writable by nobody
-else; any other folder is left alone. jax's own cache works beside it and still spares XLA's part when only the source changed.
+else; any other folder is left alone. JAX's own persistent cache must stay off: on a CPU an executable that came out of it cannot be
+written again; it loads, and fails when it is run, with functions that are not found (jaxlib 0.11.2).
 """
 
 import hashlib
