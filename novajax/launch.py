@@ -19,11 +19,13 @@ import asyncio
 import os
 import sys
 import time
+from typing import Any
 
 import msgspec
 from absl import app, flags
 
 from novajax.cluster.child import EngineProcess
+from novajax.cluster.quality import QualitySettings, QualityWatch, reference_config
 from novajax.cluster.remotehost import attend
 from novajax.core.config import EngineConfig
 from novajax.core.errors import ConfigError, Unavailable
@@ -46,6 +48,9 @@ _KEYS = flags.DEFINE_string("api_key_file", None, "file with one API key a line"
 _TEMPLATE = flags.DEFINE_string("chat_template", None, "Jinja file to use in place of the model's chat template")
 _DRAIN_S = flags.DEFINE_float("drain_s", None, "seconds that running requests may go on after SIGTERM (default 30)", lower_bound=0)
 _METRICS_OPEN = flags.DEFINE_bool("metrics_open", None, "serve /metrics without a key (loopback only)")
+_QUALITY = flags.DEFINE_float(
+    "quality_share", None, "share of answers scored again by an unquantized engine (default 0)", lower_bound=0, upper_bound=1
+)
 _JSON = flags.DEFINE_bool("json", False, "print the ready line as JSON on stdout")
 
 NOT_STARTED = 2
@@ -66,8 +71,9 @@ def main(_: list[str]) -> int:
         settings = msgspec.structs.replace(settings, model_names=settings.model_names or (name,))
         if group.place.index:
             return asyncio.run(attend(group.follower(config)))
+        quality = quality_settings(file.quality)
         engine = EngineProcess(config, group.settings, group.place, secret=group.secret)
-        return asyncio.run(run(config, settings, source, engine))
+        return asyncio.run(run(settings, source, engine, reference_engine(config, quality), quality))
     except ConfigError as error:
         print(f"novajax: {error.message}", file=sys.stderr)
         return NOT_STARTED
@@ -85,20 +91,43 @@ def server_settings(section: dict) -> ServerSettings:
     return msgspec.structs.replace(settings, key_digests=read_keys(keys)) if keys else settings
 
 
-async def run(config: EngineConfig, settings: ServerSettings, source: Source, engine: EngineProcess) -> int:
+def quality_settings(section: dict) -> QualitySettings:
+    """The flag over the file's `quality:` section. Raises ConfigError."""
+    try:
+        return msgspec.convert(section | ({} if _QUALITY.value is None else {"share": _QUALITY.value}), QualitySettings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"quality: {error}") from None
+
+
+def reference_engine(config: EngineConfig, quality: QualitySettings) -> EngineProcess | None:
+    """The more precise engine, where answers are to be scored again. Raises ConfigError if it would be the served one again."""
+    if not quality.share:
+        return None
+    config = reference_config(config, quality)
+    environment = os.environ | {"JAX_PLATFORMS": quality.platform} if quality.platform else {}
+    return EngineProcess(msgspec.structs.replace(config, model=str(resolve(config.model).directory)), environment=environment)
+
+
+async def run(
+    settings: ServerSettings, source: Source, engine: EngineProcess, reference: EngineProcess | None, quality: QualitySettings
+) -> int:
     """Front end and engine, until a signal. The exit code."""
     began_s = time.monotonic()
     listener = listen(settings)
     tokenizer = Tokenizer(source.directory)
     template = ChatTemplate(tokenizer, _TEMPLATE.value)
-    app = create_app(engine.backend, tokenizer, template, settings)
+    watch = None if reference is None else QualityWatch(engine.backend, reference.backend, quality)
+    app = create_app(watch or engine.backend, tokenizer, template, settings)
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
     serving = asyncio.create_task(serve(app, settings, listener=listener, stop=stop, signals=True, on_serving=port.set_result))
-    supervising = asyncio.create_task(engine.run())
+    engines = [each for each in (engine, reference) if each is not None]
+    supervising = [asyncio.create_task(each.run()) for each in engines]
+    if watch is not None:
+        supervising.append(asyncio.create_task(watch.run()))
     announcing = asyncio.create_task(announce(engine, settings, tokenizer, await port, began_s, template.available))
     try:
-        watched = {serving, supervising, announcing}
+        watched: set[asyncio.Task[Any]] = {serving, announcing, *supervising}
         while serving in watched:
             done, watched = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -107,10 +136,10 @@ async def run(config: EngineConfig, settings: ServerSettings, source: Source, en
     finally:
         stop.set()
         await serving
-        announcing.cancel()
-        supervising.cancel()
-        await asyncio.gather(announcing, supervising, return_exceptions=True)
-        await engine.close()
+        for task in (announcing, *supervising):
+            task.cancel()
+        await asyncio.gather(announcing, *supervising, return_exceptions=True)
+        await asyncio.gather(*(each.close() for each in engines))
 
 
 async def announce(engine: EngineProcess, settings: ServerSettings, tokenizer: Tokenizer, port: int, began_s: float, chat: bool) -> None:

@@ -29,6 +29,8 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server: dict[str, Any] = {}
     cluster: dict[str, Any] = {}
     """`cluster.settings.ClusterSettings`: how the engine's processes are started and watched."""
+    quality: dict[str, Any] = {}
+    """`cluster.quality.QualitySettings`: how many answers are scored again by a more precise engine."""
     llm_engine: dict[str, Any] = {}
     """A cluster owner's tree (`core.llm_engine`); `engine:` wins over what it settles."""
     architecture: dict[str, Any] = {}

@@ -66,6 +66,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     """Prefix pages are shared only between requests of the same salt (tenant)."""
     adapter: str = ""
+    variant: str = ""
+    """One of the card's `variants`; empty: the served one."""
     resumed: tuple[int, ...] = ()
     """Output tokens delivered already, before an engine was lost: the answer goes on behind them, and max_tokens,
     min_tokens, penalties and usage count them as output."""
@@ -145,6 +147,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     default_sampling: dict[str, float | int] = {}
     """temperature, top_p, top_k ... of the model's generation_config."""
     parameters: int | None = None
+    variants: tuple[str, ...] = ("float",)
+    """Precisions a request may ask for, by name of the profile or format: the served one first, the most precise one last."""
 
 
 class Component(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,6 +161,22 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
     step: int = 0
     """Plans completed in this epoch."""
     detail: str = ""
+
+
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """What quantization costs in service: means over the answers scored last by the served engine and by a more precise one."""
+
+    scored: int
+    """Answers so far."""
+    kl: float
+    """A lower bound of KL(precise || served) per token, in nats."""
+    top1_agreement: float
+    """Share of tokens at which both find the same one likeliest."""
+    score: float
+    """exp(-kl): 1 is no loss."""
+    alert: bool = False
+    switched: bool = False
+    """New requests go to the more precise engine."""
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,3 +216,5 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """Restarts of the engine's processes by reason."""
     recovery_s: float | None = None
     """From the detection of the last fault to serving again."""
+    quality: Quality | None = None
+    """None: unmeasured."""

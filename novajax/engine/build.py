@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -208,6 +209,7 @@ def make_card(config: EngineConfig, loaded: LoadedModel, capacity: Capacity, max
         end_token_ids=loaded.end_token_ids,
         default_sampling=loaded.default_sampling,
         parameters=parameter_count(loaded.config),
+        variants=(Path(config.quantization).stem or "float",),
     )
 
 

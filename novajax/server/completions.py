@@ -12,7 +12,7 @@ from novajax.server.accounts import Account
 from novajax.server.body import read_json
 from novajax.server.front import Front, fingerprint, private_salt
 from novajax.server.gate import Pass
-from novajax.server.jobs import Job, check_prompts, priority_of, sampling_of
+from novajax.server.jobs import Job, check_prompts, priority_of, sampling_of, variant_of
 from novajax.server.leaving import unless_gone
 from novajax.server.respond import check_streaming, enter, new_id, respond
 from novajax.server.schemas import CompletionRequest, prompts_of
@@ -51,6 +51,7 @@ async def _answer(request: Request[Any, Any, Any], front: Front, taken: Pass, bo
         sampling=sampling,
         priority=priority_of(body.priority),
         cache_salt=private_salt(request, body.cache_salt),
+        variant=variant_of(body, card),
         include_stop=body.include_stop_str_in_output,
         skip_special=body.skip_special_tokens,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from novajax.core.errors import ContextTooLong, InvalidRequest, Unavailable, from_failure
+from novajax.core.errors import ContextTooLong, InvalidRequest, Unavailable, Unsupported, from_failure
 from novajax.core.types import ModelCard, Priority, SamplingParams
 from novajax.server.front import Front
 from novajax.server.schemas import Generation, refuse_unsupported
@@ -22,6 +22,7 @@ _SEQUENCES_AT_ONCE = 64
 _COLDEST = 1e-4
 """Logits over a smaller temperature overflow float32; below it the draw is greedy, which is the limit anyway."""
 _PASSED_ON = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+_FLOATS = ("fp32", "float32", "fp16", "float16", "bf16", "bfloat16")
 _PRIORITIES: tuple[Priority, ...] = ("high", "medium", "low")
 
 
@@ -35,6 +36,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     priority: Priority
     cache_salt: str
+    variant: str
     include_stop: bool
     skip_special: bool
 
@@ -80,6 +82,17 @@ def priority_of(priority: int | Priority | None) -> Priority:
     if isinstance(priority, str):
         return priority
     return _PRIORITIES[1 + ((priority or 0) > 0) - ((priority or 0) < 0)]
+
+
+def variant_of(body: Generation, card: ModelCard) -> str:
+    """What `Request.variant` is for the body's fields. Raises Unsupported for a precision that is not loaded, with those that are."""
+    wanted = body.quantization
+    if wanted is None or wanted == "auto":
+        return card.variants[-1] if body.quality_preference == "quality" else ""
+    wanted = "float" if wanted in _FLOATS else wanted
+    if wanted not in card.variants:
+        raise Unsupported(f"quantization {body.quantization!r} is not loaded; loaded: {', '.join(card.variants)}", param="quantization")
+    return wanted
 
 
 def check_prompts(prompts: Sequence[list[int]], card: ModelCard, param: str) -> None:
@@ -146,6 +159,7 @@ async def _watched(front: Front, job: Job, number: int) -> AsyncGenerator[Piece,
         job.sampling,
         priority=job.priority,
         cache_salt=job.cache_salt,
+        variant=job.variant,
         include_stop=job.include_stop,
         skip_special_tokens=job.skip_special,
     )

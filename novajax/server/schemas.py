@@ -121,6 +121,10 @@ class Generation(Refused, kw_only=True):
     priority: Annotated[int, Meta(ge=-(2**31), lt=2**31)] | Literal["high", "medium", "low"] | None = None
     """Numbers as in vLLM: below 0 is high, above 0 is low."""
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    quantization: Name | None = None
+    """A variant that is loaded, by profile or format; `auto` or none: the served one. fp32, fp16 and bf16: the unrounded one."""
+    quality_preference: Literal["speed", "balanced", "quality"] | None = None
+    """quality: the most precise variant that is loaded. `quantization` wins."""
     user: Annotated[str, Meta(max_length=1024)] | None = None
     """Read by nothing."""
 

@@ -58,6 +58,12 @@ class Metrics:
         self._host_step = self._gauge("host_step_seconds", "Median host time of the last steps")
         self._device_busy = self._gauge("device_busy_ratio", "Share of wall time in which the device worked")
 
+        self._scored = self._gauge("quality_scored_answers", "Answers scored again by a more precise engine")
+        self._score = self._gauge("quality_score", "exp(-KL) of those answers; 1 is no loss; absent while unmeasured")
+        self._kl = self._gauge("quality_kl_nats", "KL(precise || served) per token, a lower bound")
+        self._agreement = self._gauge("quality_top1_agreement_ratio", "Tokens at which both find the same one likeliest")
+        self._alert = self._gauge("quality_alert", "1 while the KL is beyond its bound")
+
         self._first_token = self._histogram("time_to_first_token_seconds", "From the request to its first token", _SHORT_S)
         self._per_token = self._histogram("request_time_per_output_token_seconds", "Mean time between the tokens of a request", _SHORT_S)
         self._e2e = self._histogram("e2e_request_latency_seconds", "From the request to its last token", _LONG_S)
@@ -117,7 +123,17 @@ class Metrics:
             last = self._restarted.get(reason, 0)
             self._restarts.labels(self._model_name, reason).inc(count if count < last else count - last)
             self._restarted[reason] = count
-        measured = ((self._host_step, stats.host_step_s), (self._device_busy, stats.device_busy), (self._recovery, stats.recovery_s))
+        quality = stats.quality
+        measured = (
+            (self._host_step, stats.host_step_s),
+            (self._device_busy, stats.device_busy),
+            (self._recovery, stats.recovery_s),
+            (self._scored, quality and quality.scored),
+            (self._score, quality and quality.score),
+            (self._kl, quality and quality.kl),
+            (self._agreement, quality and quality.top1_agreement),
+            (self._alert, quality and float(quality.alert)),
+        )
         for gauge, value in measured:
             if value is None:
                 gauge.clear()  # unmeasured is absent, not zero

@@ -47,6 +47,7 @@ async def generate(
     priority: Priority = "medium",
     cache_salt: str = "",
     adapter: str = "",
+    variant: str = "",
     include_stop: bool = False,
     skip_special_tokens: bool = True,
 ) -> AsyncGenerator[Piece, None]:
@@ -55,7 +56,8 @@ async def generate(
     Alternative i draws with seed + i; alternatives after the first start with the first one's first token, so that they
     find the prompt's KV in the prefix cache. include_stop: the stop string is part of the text. Close it (aclose) to abort.
     """
-    requests = _requests(request_id, prompt_ids, sampling, priority, cache_salt, adapter)
+    like = Request(id=request_id, prompt=tuple(prompt_ids), priority=priority, cache_salt=cache_salt, adapter=adapter, variant=variant)
+    requests = _requests(like, sampling)
     alternatives = [
         Alternative(tokenizer, prompt_ids, sampling, index, include_stop=include_stop, skip_special=skip_special_tokens)
         for index in range(len(requests))
@@ -101,11 +103,9 @@ def _summed(parts: list[Piece]) -> Completion:
     )
 
 
-def _requests(
-    request_id: str, prompt_ids: Sequence[int], sampling: SamplingParams, priority: Priority, cache_salt: str, adapter: str
-) -> list[Request]:
+def _requests(like: Request, sampling: SamplingParams) -> list[Request]:
     """One Request for each alternative: stop strings stay here, seeds are consecutive, only the first scores the prompt."""
-    base, prompt = sampling.seed, tuple(prompt_ids)
+    base = sampling.seed
     if base is None and sampling.n > 1:
         base = secrets.randbelow(2**63)
     requests: list[Request] = []
@@ -117,8 +117,8 @@ def _requests(
             seed=None if base is None else (base + index) % 2**63,
             prompt_logprobs=sampling.prompt_logprobs if index == 0 else None,
         )
-        own_id = request_id if sampling.n == 1 else f"{request_id}-{index}"
-        requests.append(Request(id=own_id, prompt=prompt, sampling=own, priority=priority, cache_salt=cache_salt, adapter=adapter))
+        own_id = like.id if sampling.n == 1 else f"{like.id}-{index}"
+        requests.append(msgspec.structs.replace(like, id=own_id, sampling=own))
     return requests
 
 

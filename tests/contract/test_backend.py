@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from novajax.cluster.child import EngineProcess
+from novajax.cluster.quality import QualitySettings, QualityWatch
 from novajax.cluster.remote import BackendServer, RemoteBackend
 from novajax.core.backend import Backend
 from novajax.core.config import EngineConfig
@@ -52,6 +53,15 @@ async def behind_a_socket(tmp_path: Path) -> AsyncIterator[Backend]:
         yield remote
         await remote.close()
         await server.close()
+
+
+@asynccontextmanager
+async def watched() -> AsyncIterator[Backend]:
+    async with fake() as served, fake() as reference:
+        watch = QualityWatch(served, reference, QualitySettings())
+        running = asyncio.create_task(watch.run())
+        yield watch
+        running.cancel()
 
 
 @asynccontextmanager
@@ -223,13 +233,14 @@ PROMISES: list[Callable[[Backend], Awaitable[None]]] = [
 """In this order on one backend: the last two end it."""
 
 
-@pytest.mark.parametrize("kind", ["fake", "in_process", "behind_a_socket", "child_process"])
+@pytest.mark.parametrize("kind", ["fake", "in_process", "behind_a_socket", "child_process", "watched"])
 def test_every_backend_keeps_the_promises(kind: str, tmp_path: Path):
     backends = {
         "fake": fake,
         "in_process": in_process,
         "behind_a_socket": lambda: behind_a_socket(tmp_path),
         "child_process": child_process,
+        "watched": watched,
     }
 
     async def run() -> None:

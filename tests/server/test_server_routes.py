@@ -64,6 +64,8 @@ def test_parts_that_are_no_text(http: httpx.Client, content: Any, param: str):
         {"user": "u", "store": False, "metadata": {"a": "b"}, "service_tier": "auto", "an_unknown_field": {"x": [1]}},
         {"priority": -1},
         {"priority": "high"},
+        {"quantization": "auto", "quality_preference": "quality"},
+        {"quantization": "fp16", "quality_preference": "speed"},
         {"top_k": -1, "min_p": 0.5, "repetition_penalty": 1.2, "min_tokens": 1, "stop_token_ids": [5], "ignore_eos": True},
         {"logit_bias": {"5": -100}, "seed": 2**63 - 1, "skip_special_tokens": False, "add_special_tokens": True},
         {"messages": [{"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
@@ -79,6 +81,23 @@ def test_parts_that_are_no_text(http: httpx.Client, content: Any, param: str):
 def test_what_asks_for_nothing_special_passes(http: httpx.Client, extra: dict[str, Any]):
     answer = http.post("/v1/chat/completions", json=CHAT | extra)
     assert answer.status_code == 200, answer.text
+
+
+def test_a_precision_is_chosen_among_those_that_are_loaded(tokenizer: Tokenizer):
+    backend, seen = FakeBackend(fake_card(tokenizer, variants=("int8", "float"))), []
+    submit = backend.submit
+    backend.submit = lambda request: (seen.append(request.variant), submit(request))[1]  # type: ignore[method-assign]
+    with ServedFake(tokenizer, backend) as running:
+        for extra in (
+            {"quantization": "int8"},
+            {"quantization": "fp32"},
+            {"quality_preference": "quality"},
+            {"quality_preference": "speed"},
+        ):
+            assert httpx.post(running.url + "/v1/chat/completions", json=CHAT | extra).status_code == 200
+        error = httpx.post(running.url + "/v1/completions", json={"prompt": "a", "quantization": "int4"}).json()["error"]
+    assert seen == ["int8", "float", "float", ""]
+    assert (error["param"], error["message"]) == ("quantization", "quantization 'int4' is not loaded; loaded: int8, float")
 
 
 def test_continuing_a_message(http: httpx.Client):
