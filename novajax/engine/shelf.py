@@ -1,6 +1,6 @@
 """Compiled programs on disk, so that a start which has seen them before neither traces nor compiles.
 
-A program is found by everything that determines it: this package's own source, the versions of jax and of its runtime, the devices, the
+A program is found by everything that determines it: the source of this package that a step is made from, the versions of jax and of its runtime, the devices, the
 mesh, the model, and shape, type and sharding of every array. What is not there, or does not come back whole, is compiled
 and put there. Loading a program runs its code (JAX keeps them as pickles), so the folder must belong to this user and be writable by nobody
 else; any other folder is left alone. JAX's own persistent cache must stay off: on a CPU an executable that came out of it cannot be
@@ -24,6 +24,8 @@ from jax.experimental import serialize_executable
 KEPT = 12
 """Sets of programs that stay: those used last."""
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_ROOMS = ("core", "engine", "kernels", "kv", "models", "parallel", "planner", "quant")
+"""What a step is traced from, and what that imports."""
 _NOT_PROGRAM = ("cache", "dir", "log", "profil", "traceback", "debug")
 """Parts of names of jax's settings that change no program."""
 
@@ -102,7 +104,7 @@ def _forget_all_but(folder: Path, count: int) -> None:
 def _key(determined_by: Any) -> str:
     digest = hashlib.sha256()
     source = Path(__file__).parents[1]
-    for path in sorted(source.rglob("*.py")):
+    for path in sorted(path for room in _ROOMS for path in (source / room).rglob("*.py")):
         digest.update(f"{path.relative_to(source)} ".encode() + path.read_bytes())
     devices = [(device.id, device.device_kind, device.process_index) for device in jax.devices()]
     settings = {name: value for name, value in sorted(jax.config.values.items()) if not any(part in name for part in _NOT_PROGRAM)}
