@@ -1,10 +1,11 @@
 """Compiled programs on disk, so that a start which has seen them before neither traces nor compiles.
 
-A program is found by everything that determines it: the source of this package that a step is made from, the versions of jax and of its runtime, the devices, the
-mesh, the model, and shape, type and sharding of every array. What is not there, or does not come back whole, is compiled
-and put there. Loading a program runs its code (JAX keeps them as pickles), so the folder must belong to this user and be writable by nobody
-else; any other folder is left alone. JAX's own persistent cache must stay off: on a CPU an executable that came out of it cannot be
-written again; it loads, and fails when it is run, with functions that are not found (jaxlib 0.11.2).
+A program is found by everything that determines it: the source of this package that a step is made from, the versions of jax and
+of its runtime, the devices, the mesh, the model, and shape, type and sharding of every array. What is not there, or does not
+come back whole, is compiled and put there. Loading a program runs its code (JAX keeps them as pickles), so the folder must
+belong to this user and be writable by nobody else; any other folder is left alone. JAX's own persistent cache must stay off:
+on a CPU an executable that came out of it cannot be written again; it loads, and fails when it is run, with functions that are
+not found (jaxlib 0.11.2).
 """
 
 import hashlib
