@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = re.compile(r"python -m ((?:novajax|bench)(?:\.\w+)+)([^\n#]*)")
 FLAG = re.compile(r"(?<!\S)--([a-z][a-z0-9_]*)")
 ALWAYS = {"help", "helpfull", "helpshort"}
-SHARED = ("novajax.options",)
+SHARED = ("novajax.options", "novajax.group")
 DEFINES = re.compile(r"^DEFINE_\w+$")
 
 
