@@ -56,7 +56,7 @@ class Measure:
     def __init__(self, graph: Graph, state: nnx.State, batches: Sequence[np.ndarray]):
         """`batches`: int32[rows, row_tokens]."""
         self.graph, self.state, self.batches = graph, state, tuple(batches)
-        self._hidden = [hidden(graph, state, jnp.asarray(tokens)) for tokens in self.batches]
+        self.hidden = [hidden(graph, state, jnp.asarray(tokens)) for tokens in self.batches]
 
     @property
     def tokens(self) -> int:
@@ -65,7 +65,7 @@ class Measure:
 
     def scores(self, state: nnx.State) -> Scores:
         """Of the weights `state`, which may hold QTensors."""
-        pending = [_score(self.graph, self.state, kept, state, tokens) for kept, tokens in zip(self._hidden, self.batches, strict=True)]
+        pending = [_score(self.graph, self.state, kept, state, tokens) for kept, tokens in zip(self.hidden, self.batches, strict=True)]
         rows = [np.asarray(part, np.float64) for part in pending]
         return Scores(*np.concatenate(rows, axis=1))
 

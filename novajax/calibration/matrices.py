@@ -82,6 +82,16 @@ def replaced(state: nnx.State, values: Mapping[Path, jax.Array | QTensor]) -> nn
     return nnx.from_flat_state([(path, v.replace(values[path]) if path in values else v) for path, v in nnx.to_flat_state(state)])
 
 
+def unpacked(state: nnx.State) -> nnx.State:
+    """The state with float arrays in place of QTensors: what programs compiled for the unrounded model accept."""
+    return replaced(state, {path: restored(one) for path, one in rounded_of(state).items()})
+
+
+def rounded_of(state: nnx.State) -> dict[Path, QTensor]:
+    """The QTensors that the state holds."""
+    return {path: one.get_value() for path, one in nnx.to_flat_state(state) if isinstance(one.get_value(), QTensor)}
+
+
 def value(state: nnx.State, path: Path) -> jax.Array:
     """What the parameter at `path` holds."""
     node: Any = state

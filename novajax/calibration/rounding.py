@@ -35,14 +35,12 @@ class Candidate(msgspec.Struct, frozen=True):
     typical_input: float | None
     """Root of the mean square."""
 
-    def of(self, form: Format) -> QTensor:
-        """In that format."""
-        return next(one for one in self.rounded if one.format == form)
 
-
-def candidates(loaded: LoadedModel, formats: Sequence[Format], batches: Sequence[np.ndarray], progress: Report) -> tuple[Candidate, ...]:
-    """Every matrix, in the order of the tree. Formats that come out alike for a matrix (groups longer than its inputs) are there once.
-    `batches` are rows of calibration text."""
+def candidates(
+    loaded: LoadedModel, formats: Sequence[Format], batches: Sequence[np.ndarray], progress: Report
+) -> tuple[tuple[Candidate, ...], Statistics]:
+    """(every matrix in the order of the tree, the statistics of the head's inputs). Formats that come out alike for a matrix (groups
+    longer than its inputs) are there once. `batches` are rows of calibration text."""
     found = matrices(loaded.state)
     made: dict[Path, Candidate] = {}
 
@@ -63,12 +61,12 @@ def candidates(loaded: LoadedModel, formats: Sequence[Format], batches: Sequence
                     make(matrix, seen.get(matrix.path[2:]))
                     shown.advance()
             walk.step(own)
+        head = walk.hidden(loaded.state)
         for matrix in found:
             if matrix.path in (EMBEDDING, HEAD):
-                multiplied = matrix.path == HEAD or loaded.config.tied_embedding
-                make(matrix, walk.hidden(loaded.state) if multiplied else None)
+                make(matrix, head if matrix.path == HEAD or loaded.config.tied_embedding else None)
                 shown.advance()
-    return tuple(made[matrix.path] for matrix in found)
+    return tuple(made[matrix.path] for matrix in found), head
 
 
 def plain(loaded: LoadedModel, formats: Map) -> nnx.State:
@@ -77,11 +75,14 @@ def plain(loaded: LoadedModel, formats: Map) -> nnx.State:
     return replaced(loaded.state, {path: known[path].plain(value(loaded.state, path), form) for path, form in formats.items()})
 
 
-def compensated(loaded: LoadedModel, formats: Map, embedding: QTensor | None, batches: Sequence[np.ndarray], progress: Report) -> nnx.State:
-    """The weights with their errors compensated. `embedding` is the rounded one where `formats` has it; `batches` are rows of
-    calibration text."""
+def compensated(loaded: LoadedModel, formats: Map, head: Statistics, batches: Sequence[np.ndarray], progress: Report) -> nnx.State:
+    """The weights with their errors compensated. `head` is of the unrounded model (`candidates`), for an embedding that is the head too;
+    `batches` are rows of calibration text."""
     known = {matrix.path: matrix for matrix in matrices(loaded.state)}
-    made: dict[Path, Any] = {} if embedding is None else {EMBEDDING: embedding}
+    made: dict[Path, Any] = {}
+    if EMBEDDING in formats:
+        moment = head.moment if loaded.config.tied_embedding else None
+        made[EMBEDDING] = known[EMBEDDING].rounded(value(loaded.state, EMBEDDING), formats[EMBEDDING], moment)
     with progress(len(loaded.config.layers), "layers", "round layer after layer") as shown:
         walk = Walk(loaded, replaced(loaded.state, {path: restored(one) for path, one in made.items()}), batches)
         for layer, kind in enumerate(loaded.config.layers):

@@ -13,12 +13,14 @@ from novajax.planner.formats import Profile, profiles
 from novajax.quant.formats import Format, parse, settled
 from novajax.quant.profile_file import FLOAT, SUFFIX, Rules, read_profile
 
+UNROUNDED = r".*norm/scale|.*_bias|.*/router"
+"""What is no matrix, or (a router) too small and too dear to round."""
 _PATTERNS = {
     "embedding": r"embed",
     "attention_qkv": r"layers/\d+/attention/[qkv]",
     "attention_out": r"layers/\d+/attention/o",
     "mlp": r"layers/\d+/mlp/(gate|up|down)",
-    "norm": r".*norm/scale|.*_bias|.*/router",
+    "norm": UNROUNDED,
     "head": r"head",
 }
 """By the component of the table."""
