@@ -57,6 +57,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One bucket for every step: an answer has the same bits alone and in a crowd, at the cost of padding."""
     compile_cache: str = ""
     """Directory of kept programs, which must be this user's alone: it holds code. Empty: none."""
+    trace_file: str = ""
+    """Where the last steps' times are written when the engine ends, in Chrome's trace format; empty: nowhere."""
     verify_hashes: bool = True
     """Check the manifest of a sealed model on load."""
 

@@ -204,6 +204,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     identity_violations: int = 0
     host_step_s: float | None = None
     """Median host time (plan, pack, dispatch, commit) of the last steps."""
+    step_phases_s: dict[str, float] = {}
+    """Median seconds of the last steps by phase: plan, dispatch, device, commit, publish."""
     device_busy: float | None = None
     """Share of wall time the device was working, over the last steps."""
     pid: int | None = None

@@ -28,6 +28,7 @@ from novajax.engine.layout import DECODE_TRANSIT, PREFILL_TRANSIT, ROWS, Layout,
 from novajax.engine.runner import Runner
 from novajax.engine.sampler import SamplingState, abstract_state
 from novajax.engine.step import Transit
+from novajax.engine.steptimes import StepTimes
 from novajax.kv.manager import KVManager
 from novajax.kv.pool import KVPool, abstract_pool, page_bytes
 from novajax.models.config import ModelConfig
@@ -80,7 +81,7 @@ def make_engine(config: EngineConfig, prepared: Prepared, runner: Runner) -> Eng
     _, loaded, capacity, table, max_context_tokens, timeline = prepared
     scheduler = make_scheduler(config, loaded, capacity, table, max_context_tokens)
     card = make_card(config, loaded, capacity, max_context_tokens)
-    return Engine(card, scheduler, runner, MonotonicClock(), timeline.seconds, CompileCounter())
+    return Engine(card, scheduler, runner, MonotonicClock(), timeline.seconds, CompileCounter(), StepTimes(config.trace_file))
 
 
 def open_executor(

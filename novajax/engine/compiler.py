@@ -127,13 +127,19 @@ def _sample(state: SamplingState, logits_XV: jax.Array, draws: jax.Array, *, var
 def lower_forward(
     graphdef: Any, weights: Any, pool: KVPool, transit: Transit | None, slots: int, table: BucketTable, bucket: Bucket, layout: Layout
 ) -> Any:
-    """The step program of one bucket, lowered for arguments that may be abstract. Donates: pool, transit."""
+    """The step program of one bucket, lowered for arguments that may be abstract. Donates: pool, transit.
+
+    It takes the weights as the tuple of their leaves: taking a Flax state apart in Python would cost every step a millisecond.
+    """
     rows = table.sample_rows(bucket)
     specs = result_specs(pool, transit is not None, bucket.score)
     results = jax.tree.map(layout.sharding, specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
     by_rows = layout.sharding(ROWS)
     last_tokens = jax.ShapeDtypeStruct((slots,), jnp.int32, sharding=by_rows)
     packed = jax.ShapeDtypeStruct((layout.data, layout.stages, inputs.size(bucket)), jnp.int32, sharding=layout.sharding(PACKED))
-    how = {"layout": layout, "bucket": bucket, "rows": rows}
-    step = jax.jit(partial(forward, graphdef, **how), donate_argnums=(1, 2), out_shardings=results)
-    return step.lower(weights, pool, transit, last_tokens, packed)
+    leaves, structure = jax.tree.flatten(weights)
+
+    def step(leaves: tuple[jax.Array, ...], *state: Any) -> Any:
+        return forward(graphdef, jax.tree.unflatten(structure, leaves), *state, layout=layout, bucket=bucket, rows=rows)
+
+    return jax.jit(step, donate_argnums=(1, 2), out_shardings=results).lower(tuple(leaves), pool, transit, last_tokens, packed)

@@ -12,6 +12,7 @@ from novajax.core.errors import EngineFailed, InternalError, NovaError, Unavaila
 from novajax.core.types import ModelCard, Phase, Request, Stats, Update
 from novajax.engine.loop import Loop
 from novajax.engine.runner import Runner
+from novajax.engine.steptimes import StepTimes
 from novajax.scheduler.scheduler import Scheduler
 
 
@@ -44,6 +45,7 @@ class Engine:
         clock: Clock,
         startup: dict[str, float],
         compilations: Compilations,
+        times: StepTimes | None = None,
     ):
         self._card = card
         self._scheduler = scheduler
@@ -56,7 +58,7 @@ class Engine:
         self._emptied: asyncio.Event | None = None
         """While draining: set when the last stream has ended."""
         self._compiled = compilations
-        self._loop = Loop(scheduler, executor, clock=clock, publish=self._publish, failed=self._failed)
+        self._loop = Loop(scheduler, executor, clock=clock, publish=self._publish, failed=self._failed, times=times or StepTimes())
         self._loop.start()
 
     @property
@@ -95,11 +97,14 @@ class Engine:
 
     async def stats(self) -> Stats:
         counted: dict[str, Any] = {**self._scheduler.stats()}
+        times = self._loop.times
         return Stats(
             phase=self._phase,
             detail=self._detail,
             compilations_after_ready=self._compiled.count,
-            host_step_s=self._loop.host_step_s,
+            host_step_s=times.host_step_s,
+            step_phases_s=times.phases_s,
+            device_busy=times.device_busy,
             pid=os.getpid(),
             startup=self._startup,
             **counted,
@@ -120,6 +125,7 @@ class Engine:
             return
         self._loop.stop()
         self._failed(EngineFailed("closed"))
+        self._loop.times.close()
         self._executor.close()
         self._compiled.close()
 
@@ -138,8 +144,14 @@ class Engine:
             self._publish([update])
 
     def _publish(self, updates: list[Update]) -> None:
+        """One call into each event loop for all of a step's updates: such a call costs more than what it carries."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Update]]] = {}
         for update in updates:
-            self._deliver(update.request_id, update)
+            if (stream := self._streams.get(update.request_id)) is not None:
+                by_loop.setdefault(stream.events, []).append((stream, update))
+        for events, items in by_loop.items():
+            if not events.is_closed():
+                events.call_soon_threadsafe(_put_all, items)
 
     def _deliver(self, request_id: str, item: Update | NovaError) -> None:
         if (stream := self._streams.get(request_id)) is not None and not stream.events.is_closed():
@@ -149,3 +161,8 @@ class Engine:
         self._phase, self._detail = "failed", cause.message
         for request_id in list(self._streams):
             self._deliver(request_id, EngineFailed(f"the engine stopped: {cause.message}", retry_after_s=5))
+
+
+def _put_all(items: list[tuple[_Stream, Update]]) -> None:
+    for stream, update in items:
+        stream.queue.put_nowait(update)

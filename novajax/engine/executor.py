@@ -58,7 +58,7 @@ class Executor:
         programs: Programs,
         layout: Layout,
     ):
-        self._weights = weights
+        self._weights = tuple(jax.tree.leaves(weights))
         self._pool = pool
         self._transit = transit
         self._state = state

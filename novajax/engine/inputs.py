@@ -4,8 +4,9 @@
 as their bits.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -42,17 +43,22 @@ def fields(bucket: Bucket) -> dict[str, tuple[int, ...]]:
 
 def size(bucket: Bucket) -> int:
     """int32 words of the upload."""
-    return sum(int(np.prod(shape)) for shape in fields(bucket).values())
+    return _places(bucket)[-1][2]
 
 
 def unpack(packed: jax.Array, bucket: Bucket) -> dict[str, jax.Array]:
     """The named arrays of a packed upload, all int32."""
-    out, at = {}, 0
+    return {name: lax.slice(packed, (start,), (end,)).reshape(shape) for name, start, end, shape in _places(bucket)}
+
+
+@cache
+def _places(bucket: Bucket) -> tuple[tuple[str, int, int, tuple[int, ...]], ...]:
+    """(name, first word, word behind the last, shape) of each field."""
+    places, at = [], 0
     for name, shape in fields(bucket).items():
-        words = int(np.prod(shape))
-        out[name] = lax.slice(packed, (at,), (at + words,)).reshape(shape)
-        at += words
-    return out
+        places.append((name, at, at + math.prod(shape), shape))
+        at += math.prod(shape)
+    return tuple(places)
 
 
 def unpack_draws(draws: jax.Array) -> dict[str, jax.Array]:
@@ -76,51 +82,41 @@ def pack(plan: StepPlan | None, bucket: Bucket, partitions: int, slots: int) -> 
 
 
 def _pack_one(packed: np.ndarray, bucket: Bucket, slots: int, decode: Sequence[DecodeRow], prefill: Sequence[PrefillRow]) -> None:
-    views, at = {}, 0
-    for name, shape in fields(bucket).items():
-        words = int(np.prod(shape))
-        views[name] = packed[at : at + words].reshape(shape)
-        at += words
+    views = {name: packed[start:end].reshape(shape) for name, start, end, shape in _places(bucket)}
     views["decode_position"][:] = PADDING
     views["decode_slot"][:] = slots
     views["draws"][:, DRAW_INTS.index("slot")] = slots
-    for i, row in enumerate(decode):
-        slot = row.slot % slots
-        views["decode_slot"][i] = slot
-        views["decode_token"][i] = row.input
-        views["decode_position"][i] = row.position
-        views["decode_table"][i, : len(row.pages)] = row.pages
-        if row.last:
-            _set_draw(views["draws"], i, slot, row.position + 1, row.draw, row.ban_ends)
+    if decode:
+        held = len(decode)
+        views["decode_slot"][:held] = [row.slot % slots for row in decode]
+        views["decode_token"][:held] = [row.input for row in decode]
+        views["decode_position"][:held] = [row.position for row in decode]
+        for i, row in enumerate(decode):
+            views["decode_table"][i, : len(row.pages)] = row.pages
     for i, row in enumerate(prefill):
         count = len(row.tokens)
         views["prefill_start"][i] = row.start
         views["prefill_length"][i] = count
         views["prefill_tokens"][i, :count] = row.tokens
         views["prefill_table"][i, : len(row.pages)] = row.pages
-        if row.last:
-            _set_draw(views["draws"], bucket.decode_rows + i, row.slot % slots, row.start + count, row.draw, row.ban_ends)
         if bucket.score:
             views["targets"][i * bucket.chunk_tokens : i * bucket.chunk_tokens + count] = (*row.tokens[1:], row.following)
+    drawing = [(i, row, row.position + 1) for i, row in enumerate(decode) if row.last]
+    drawing += [(bucket.decode_rows + i, row, row.start + len(row.tokens)) for i, row in enumerate(prefill) if row.last]
+    if drawing:
+        at = [i for i, _, _ in drawing]
+        ints = [_draw_ints(row.draw, row.slot % slots, position, row.ban_ends) for _, row, position in drawing]
+        floats = np.array([_draw_floats(row.draw) for _, row, _ in drawing], np.float32)
+        views["draws"][at] = np.concatenate([np.array(ints, np.int32), floats.view(np.int32)], axis=1)
 
 
-def _set_draw(draws: Any, row: int, slot: int, position: int, draw: Draw, ban_ends: bool) -> None:
-    draws[row, : len(DRAW_INTS)] = (
-        slot,
-        position,
-        draw.top_k,
-        np.uint32(draw.seed & 0xFFFFFFFF).view(np.int32),
-        np.uint32(draw.seed >> 32).view(np.int32),
-        ban_ends,
-    )
-    draws[row, len(DRAW_INTS) :] = np.array(
-        (
-            draw.temperature,
-            draw.top_p,
-            draw.min_p,
-            draw.repetition_penalty,
-            draw.presence_penalty,
-            draw.frequency_penalty,
-        ),
-        np.float32,
-    ).view(np.int32)
+def _draw_ints(draw: Draw, slot: int, position: int, ban_ends: bool) -> tuple[int, ...]:
+    """In the order of DRAW_INTS; the halves of the seed as signed words."""
+    seed = draw.seed
+    low, high = (seed & 0xFFFFFFFF ^ 0x80000000) - 0x80000000, (seed >> 32 & 0xFFFFFFFF ^ 0x80000000) - 0x80000000
+    return (slot, position, draw.top_k, low, high, ban_ends)
+
+
+def _draw_floats(draw: Draw) -> tuple[float, ...]:
+    """In the order of DRAW_FLOATS."""
+    return (draw.temperature, draw.top_p, draw.min_p, draw.repetition_penalty, draw.presence_penalty, draw.frequency_penalty)

@@ -6,7 +6,6 @@ result leaves some ticks after the plan entered. Other threads talk to the loop 
 """
 
 import queue
-import statistics
 import threading
 import time
 from collections import deque
@@ -20,10 +19,8 @@ from novajax.core.errors import EngineFailed, NovaError
 from novajax.core.heap import REST_S, give_back
 from novajax.core.types import Update
 from novajax.engine.runner import Landed, Runner
+from novajax.engine.steptimes import StepTimes
 from novajax.scheduler.scheduler import Scheduler
-
-HOST_TIMES = 512
-"""Steps over which the host time is a median."""
 
 
 class Loop:
@@ -37,6 +34,7 @@ class Loop:
         clock: Clock,
         publish: Callable[[list[Update]], None],
         failed: Callable[[NovaError], None],
+        times: StepTimes,
     ):
         self.scheduler = scheduler
         self._executor = executor
@@ -45,7 +43,7 @@ class Loop:
         self._failed = failed
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self._host_s: deque[float] = deque(maxlen=HOST_TIMES)
+        self.times = times
         self.steps = 0
         self._last_step_s = clock.now_s()
         self._busy = False
@@ -66,12 +64,6 @@ class Loop:
             self._thread.join()
 
     @property
-    def host_step_s(self) -> float | None:
-        """Median host time of the last steps: plan, pack, dispatch, commit, publish; without waiting for the device."""
-        recent = list(self._host_s)
-        return statistics.median(recent) if recent else None
-
-    @property
     def last_step_s(self) -> float:
         """When the last step was committed, or when the loop last had nothing to do, on the loop's clock. Any thread may read it.
 
@@ -90,18 +82,13 @@ class Loop:
         try:
             while not self._stopping.is_set():
                 self._take_work(pending)
-                began = time.perf_counter()
-                while (plan := self.scheduler.plan(self._clock.now_s())) is not None:
-                    if (leaving := self._executor.dispatch(plan)) is not None:
-                        pending.append(leaving)
+                self._dispatch(pending)
                 if news := self.scheduler.news():
                     self._publish(news)
-                host_s = time.perf_counter() - began
                 if pending:
                     result = self._executor.collect(pending.popleft())
-                    began = time.perf_counter()
+                    self.times.landed(result.number, time.perf_counter())
                     self._commit(result)
-                    self._host_s.append(host_s + time.perf_counter() - began)
                 elif not self.scheduler.has_work:
                     self._check()
         except Exception as error:
@@ -135,12 +122,29 @@ class Loop:
             give_back()
             return self._inbox.get()
 
+    def _dispatch(self, pending: deque[Any]) -> None:
+        """Plans and enqueues as far ahead as the scheduler likes."""
+        began_s = time.perf_counter()
+        while (plan := self.scheduler.plan(self._clock.now_s())) is not None:
+            planned_s = time.perf_counter()
+            if (leaving := self._executor.dispatch(plan)) is not None:
+                pending.append(leaving)
+            dispatched_s = time.perf_counter()
+            self.times.span("plan", plan.number, began_s, planned_s)
+            self.times.span("dispatch", plan.number, planned_s, dispatched_s)
+            began_s = dispatched_s
+
     def _commit(self, result: Landed) -> None:
         self.steps += 1
         self._last_step_s = self._clock.now_s()
+        began_s = time.perf_counter()
         updates = self.scheduler.commit(result.number, result.tokens, result.prompt_logprobs, self._clock.now_s())
+        committed_s = time.perf_counter()
+        self.times.span("commit", result.number, began_s, committed_s)
         if updates:
             self._publish(updates)
+            self.times.span("publish", result.number, committed_s, time.perf_counter())
+        self.times.stepped()
 
     def _check(self) -> None:
         if violations := self.scheduler.check():

@@ -56,6 +56,7 @@ class Metrics:
         self._restarted: dict[str, int] = {}
         self._recovery = self._gauge("recovery_seconds", "From the detection of the last fault to serving again")
         self._host_step = self._gauge("host_step_seconds", "Median host time of the last steps")
+        self._phases = self._gauge("step_phase_seconds", "Median time of the last steps by phase; all but device are the host's", "phase")
         self._device_busy = self._gauge("device_busy_ratio", "Share of wall time in which the device worked")
 
         self._scored = self._gauge("quality_scored_answers", "Answers scored again by a more precise engine")
@@ -134,6 +135,8 @@ class Metrics:
             (self._agreement, quality and quality.top1_agreement),
             (self._alert, quality and float(quality.alert)),
         )
+        for phase, seconds in stats.step_phases_s.items():
+            self._phases.labels(self._model_name, phase).set(seconds)
         for gauge, value in measured:
             if value is None:
                 gauge.clear()  # unmeasured is absent, not zero

@@ -10,6 +10,7 @@ import pytest
 from novajax.core.errors import NovaError
 from novajax.core.types import Request, SamplingParams, Update
 from novajax.engine.loop import Loop
+from novajax.engine.steptimes import StepTimes
 from novajax.kv.manager import KVManager
 from novajax.scheduler.admission import Limits
 from novajax.scheduler.budget import Shapes
@@ -65,7 +66,7 @@ def test_plans_go_in_and_what_leaves_the_pipeline_is_committed(stages):
     limits = Limits(vocab_size=64, max_context_tokens=32, max_sequences=4, stages=stages, in_flight=stages + 1)
     scheduler = Scheduler(limits, SHAPES, [KVManager(32, 4, key=b"k")])
     line, updates, failures = Line(stages), queue.SimpleQueue[list[Update]](), list[NovaError]()
-    loop = Loop(scheduler, line, clock=Ticks(), publish=updates.put, failed=failures.append)
+    loop = Loop(scheduler, line, clock=Ticks(), publish=updates.put, failed=failures.append, times=StepTimes())
     assert not loop.busy
     loop.start()
     began_s = loop.last_step_s
