@@ -34,6 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "the directory to make; it must not exist")
     stored = "type to store; auto: as it is stored now (float16 becomes float32)"
     flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], stored)
+    flags.DEFINE_string("quantization", "", "a precision profile (name or PATH.json) or format to store the weights in (default none)")
     flags.DEFINE_bool("verify", False, "load what was written and compare it bit for bit; also refuse NaN and infinity")
     flags.DEFINE_bool("quiet", False, "show no progress")
     flags.DEFINE_bool("json", False, "print the summary as JSON on stdout")
@@ -45,6 +46,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     output: str
     source: str
     dtype: str
+    profile: str
     parameters: int
     bytes: int
     files: int
@@ -60,7 +62,8 @@ def main(_: list[str]) -> int:
         raise app.UsageError("--model and --output are needed", exitcode=_NOT_USABLE)
     logging.set_verbosity(logging.WARNING)
     try:
-        summary = convert(model, Path(output), FLAGS.dtype, verify=FLAGS.verify, progress=Silent if FLAGS.quiet else Progress)
+        progress = Silent if FLAGS.quiet else Progress
+        summary = convert(model, Path(output), FLAGS.dtype, FLAGS.quantization, verify=FLAGS.verify, progress=progress)
     except ConfigError as error:
         sys.stderr.write(f"novajax: {error.message}\n")
         return _NOT_USABLE
@@ -71,17 +74,18 @@ def main(_: list[str]) -> int:
         sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
     else:
         sys.stderr.write(
-            f"{summary.output}: {summary.source}, {summary.parameters:,} parameters in {summary.dtype}, {quantity(summary.bytes, 'B')} in "
-            f"{summary.files} files; loaded in {seconds(summary.load_s)}, sealed in {seconds(summary.seal_s)}"
-            f"{', verified' if summary.verified else ''}; digest {summary.digest[:16]}\n"
+            f"{summary.output}: {summary.source}, {summary.parameters:,} parameters in {summary.profile or summary.dtype}, "
+            f"{quantity(summary.bytes, 'B')} in {summary.files} files; loaded in {seconds(summary.load_s)}, "
+            f"sealed in {seconds(summary.seal_s)}{', verified' if summary.verified else ''}; digest {summary.digest[:16]}\n"
         )
     return 0
 
 
-def convert(model: str, output: Path, dtype: str, *, verify: bool, progress: Report) -> Summary:
-    """Seals `model` at `output`. Raises ConfigError, WeightsError or CapacityError."""
+def convert(model: str, output: Path, dtype: str, quantization: str, *, verify: bool, progress: Report) -> Summary:
+    """Seals `model` at `output`, quantized as it is read where that is wanted. Raises ConfigError, WeightsError or CapacityError."""
     from novajax.models.decoder import parameter_count  # jax starts only after the flags were understood
     from novajax.parallel.mesh import make_mesh
+    from novajax.quant.profiles import rules_of
     from novajax.weights.load import describe, load_model
     from novajax.weights.seal import check_output, seal
 
@@ -89,13 +93,15 @@ def convert(model: str, output: Path, dtype: str, *, verify: bool, progress: Rep
     wanted = stored_dtype(description) if dtype == "auto" else dtype
     output = output.absolute()
     check_output(output, parameter_count(description.config) * (2 if wanted == "bfloat16" else 4))
-    loaded = load_model(description, make_mesh(), wanted, progress=progress)
+    rules = rules_of(quantization, tied=description.config.tied_embedding) if quantization else ()
+    loaded = load_model(description, make_mesh(), wanted, quantization=quantization, progress=progress)
     began_s = time.monotonic()
-    manifest = seal(loaded, output, progress=progress, verify=verify)
+    manifest = seal(loaded, output, profile=Path(quantization).stem, rules=rules, progress=progress, verify=verify)
     return Summary(
         output=str(output),
         source=manifest.source,
         dtype=manifest.dtype,
+        profile=manifest.profile,
         parameters=manifest.parameters,
         bytes=sum(entry.size_bytes for entry in manifest.files),
         files=len(manifest.files),

@@ -103,7 +103,7 @@ def open_executor(
         table = make_table(config, max_context_tokens, on_cpu=devices[0].platform == "cpu")
         layout = Layout(mesh_for(config.mesh, model.kv_heads, devices), model)
         on_cpu = devices[0].platform == "cpu"
-        _, abstract = quantized_model(model, layout.stages, dtype, config.quantization, on_cpu=on_cpu)
+        _, abstract = quantized_model(model, layout.stages, dtype, config.quantization, on_cpu=on_cpu, rules=description.rules)
         weights_bytes = device_bytes(state_shardings(layout.mesh, abstract), abstract)
         cache = cache_format(config.kv_cache_dtype, config.quantization)
         if "int4" in (cache.keys, cache.values) and model.head_dim % 2:
@@ -210,8 +210,13 @@ def make_card(config: EngineConfig, loaded: LoadedModel, capacity: Capacity, max
         end_token_ids=loaded.end_token_ids,
         default_sampling=loaded.default_sampling,
         parameters=parameter_count(loaded.config),
-        variants=(Path(config.quantization).stem or "float",),
+        variants=(_precision(config, loaded),),
     )
+
+
+def _precision(config: EngineConfig, loaded: LoadedModel) -> str:
+    manifest = loaded.description.manifest
+    return Path(config.quantization).stem or ("" if manifest is None else manifest.profile) or "float"
 
 
 def resolve_dtype(wanted: str, *, on_cpu: bool) -> Any:

@@ -15,15 +15,17 @@ from novajax.quant.profiles import format_of, rules_of
 from novajax.quant.qtensor import abstract
 
 
-def quantized_model(cfg: ModelConfig, stages: int, dtype: Any, quantization: str, *, on_cpu: bool) -> tuple[nnx.GraphDef[Any], nnx.State]:
-    """`models.stages.staged_model` with the abstract weights of a profile or format; "": none.
+def quantized_model(
+    cfg: ModelConfig, stages: int, dtype: Any, quantization: str, *, on_cpu: bool, rules: Rules = ()
+) -> tuple[nnx.GraphDef[Any], nnx.State]:
+    """`models.stages.staged_model` with the abstract weights of a profile or format; "": none, or by the `rules` of a sealed checkpoint.
 
     Raises ConfigError for an unknown name, for a profile that wants float32 parts of a model in bfloat16, and for a profile file that
     is for other layers.
     """
     graphdef, state = staged_model(cfg, stages, dtype)
     if not quantization:
-        return graphdef, state
+        return graphdef, quantized_state(state, rules, on_cpu=on_cpu, layers=_layers(cfg, stages)) if rules else state
     named = profiles().get(quantization)
     wide = [part for part in ("embedding", "norm", "head") if named is not None and getattr(named, part) == "float32"]
     if wide and jnp.dtype(dtype) != jnp.float32:

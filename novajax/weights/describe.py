@@ -12,6 +12,7 @@ import msgspec
 from novajax.core.errors import ConfigError
 from novajax.models.config import ModelConfig
 from novajax.models.families.registry import read_config
+from novajax.quant.profile_file import Rules
 from novajax.weights.manifest import Manifest, check_hashes, check_sizes, is_array, read_manifest
 from novajax.weights.source import Source, resolve
 from novajax.weights.tokens import read_generation, read_json
@@ -28,6 +29,11 @@ class Description(msgspec.Struct, frozen=True):
     """Of a sealed checkpoint; None: a Hugging Face directory."""
     default_sampling: dict[str, float | int]
     end_token_ids: tuple[int, ...]
+
+    @property
+    def rules(self) -> Rules:
+        """The precision profile of a checkpoint that is sealed quantized; empty: nothing is."""
+        return () if self.manifest is None else self.manifest.rules
 
     @property
     def directory(self) -> Path:

@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 
 from novajax.core.errors import ConfigError, WeightsError
 from novajax.models.config import ModelConfig
-from novajax.models.decoder import abstract_model
 from novajax.models.families.registry import key_map
 from novajax.models.precision import quantized_model
 from novajax.models.stages import stage_places
@@ -91,17 +90,23 @@ def load_model(
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     if dtype is None:
         dtype = jnp.float32 if on_cpu else jnp.bfloat16
-    if quantization and description.manifest is not None:
-        raise ConfigError(f"{description.directory} is sealed in {description.manifest.dtype}: quantize its source", param="quantization")
+    manifest = description.manifest
+    if quantization and manifest is not None:
+        held = manifest.profile or manifest.dtype
+        raise ConfigError(f"{description.directory} is sealed in {held}: it is served as it is; quantize its source", param="quantization")
     dtype = jnp.dtype(dtype)
     stages = mesh.shape["stage"]
-    graphdef, state = quantized_model(description.config, stages, dtype, quantization, on_cpu=on_cpu)
+    graphdef, state = quantized_model(description.config, stages, dtype, quantization, on_cpu=on_cpu, rules=description.rules)
     shardings = state_shardings(mesh, state)
-    if description.manifest is None:
+    if manifest is None:
         state, content = _import(description, state, shardings, stages, progress, verify)
     else:
-        state = _restore(description.directory, description.manifest, state, shardings, stages, progress, verify)
-        content = [description.manifest.digest]
+        if manifest.rules and stages > 1:
+            raise ConfigError(
+                f"{description.directory}: sealed quantized weights are not cut into stages; quantize its source", param="mesh"
+            )
+        state = _restore(description.directory, manifest, state, shardings, stages, progress, verify)
+        content = [manifest.digest]
     digest = hashlib.sha256(
         msgspec.json.encode((description.config, str(dtype), content, *([quantization] if quantization else [])))
     ).hexdigest()
@@ -128,7 +133,7 @@ def _import(
 def _restore(
     directory: Path, manifest: Manifest, state: nnx.State, shardings: nnx.State, stages: int, progress: Report, verify: bool
 ) -> nnx.State:
-    _, sealed = nnx.split(abstract_model(manifest.model, jnp.dtype(manifest.dtype)))
+    _, sealed = quantized_model(manifest.model, 1, jnp.dtype(manifest.dtype), "", on_cpu=True, rules=manifest.rules)
     if spec_digest(sealed) != manifest.spec_digest:
         raise WeightsError(f"{directory}: sealed by version {manifest.version} with another parameter tree: convert the model again")
     entries = [entry for entry in manifest.files if is_array(entry.path)]

@@ -13,6 +13,7 @@ from flax import nnx
 
 from novajax.core.errors import WeightsError
 from novajax.models.config import ModelConfig
+from novajax.quant.profile_file import Rules
 from novajax.weights.hashing import FileHashes
 
 MANIFEST = "manifest.json"
@@ -40,13 +41,23 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     parameters: int
     spec_digest: str
+    profile: str = ""
+    """Name of the precision profile or format that the weights are quantized by; empty: they are not."""
+    rules: Rules = ()
+    """The profile itself."""
     files: tuple[FileEntry, ...]
 
     @property
     def digest(self) -> str:
-        """Identifies the weights: the model, the dtype and every array's bytes, not when or from where they were sealed."""
+        """Identifies the weights: the model, the dtype, the profile and every array's bytes, not when or from where they were sealed."""
         arrays = [(entry.path, entry.sha256) for entry in self.files if is_array(entry.path)]
-        return hashlib.sha256(msgspec.json.encode((self.model, self.dtype, self.spec_digest, arrays))).hexdigest()
+        profile = [self.profile_digest] if self.rules else []
+        return hashlib.sha256(msgspec.json.encode((self.model, self.dtype, self.spec_digest, arrays, *profile))).hexdigest()
+
+    @property
+    def profile_digest(self) -> str:
+        """Identifies the rules."""
+        return hashlib.sha256(msgspec.json.encode(self.rules)).hexdigest()
 
 
 def is_array(path: str) -> bool:
@@ -63,7 +74,7 @@ def array_name(path: Iterable[object]) -> str:
 def spec_digest(state: nnx.State) -> str:
     """The hash of every parameter's path, shape, dtype and logical axes in an (abstract) state."""
     lines = [
-        (array_name(path), tuple(variable.shape), str(variable.dtype), variable.get_metadata("axes"))
+        (array_name(path), tuple(variable.get_value().shape), str(variable.get_value().dtype), variable.get_metadata("axes"))
         for path, variable in nnx.to_flat_state(state)
     ]
     return hashlib.sha256(msgspec.json.encode(sorted(lines, key=lambda line: line[0]))).hexdigest()

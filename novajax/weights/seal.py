@@ -14,7 +14,9 @@ import numpy as np
 from flax import nnx
 
 from novajax.core.errors import CapacityError, ConfigError, WeightsError
-from novajax.quant.qtensor import QTensor
+from novajax.models.decoder import abstract_model
+from novajax.models.precision import quantized_state
+from novajax.quant.profile_file import Rules
 from novajax.telemetry.progress import Progress, Report, quantity
 from novajax.weights.load import LoadedModel, load_model
 from novajax.weights.manifest import ARRAYS, Manifest, array_name, list_files, spec_digest, write_manifest
@@ -47,15 +49,17 @@ def check_output(output: Path, size_bytes: int) -> None:
         raise CapacityError(f"{output} needs {quantity(size_bytes, 'B')}; the disk has {quantity(free_bytes, 'B')} free", param="output")
 
 
-def seal(loaded: LoadedModel, output: Path, *, progress: Report = Progress, verify: bool = False) -> Manifest:
+def seal(
+    loaded: LoadedModel, output: Path, *, profile: str = "", rules: Rules = (), progress: Report = Progress, verify: bool = False
+) -> Manifest:
     """Writes `loaded` to `output`. With `verify`, what was written is loaded again and compared bit for bit first.
 
+    Quantized weights need the `rules` they were quantized by, and a name for them: who loads the directory makes the same tree of them.
     Raises WeightsError, ConfigError or CapacityError; the output does not exist then.
     """
-    if any(isinstance(variable.get_value(), QTensor) for _, variable in nnx.to_flat_state(loaded.state)):
-        raise ConfigError(
-            "quantized weights cannot be sealed; seal the model as it is, or quantize while loading its source", param="quantization"
-        )
+    _, plain = nnx.split(abstract_model(loaded.config, loaded.dtype))
+    if spec_digest(quantized_state(plain, rules, on_cpu=True) if rules else plain) != spec_digest(loaded.state):
+        raise ConfigError(f"the weights are not those of the precision profile {profile or 'float'}", param="quantization")
     check_output(output, loaded.bytes)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
@@ -70,8 +74,10 @@ def seal(loaded: LoadedModel, output: Path, *, progress: Report = Progress, veri
             source=_origin(loaded),
             model=loaded.config,
             dtype=str(loaded.dtype),
-            parameters=sum(leaf.size for leaf in jax.tree.leaves(loaded.state)),
+            parameters=sum(variable.get_value().size for _, variable in nnx.to_flat_state(loaded.state)),
             spec_digest=spec_digest(loaded.state),
+            profile=profile,
+            rules=rules,
             files=list_files(partial),
         )
         write_manifest(partial, manifest)
@@ -95,14 +101,14 @@ def compare(loaded: LoadedModel, directory: Path, progress: Report = Progress) -
     for path, variable in nnx.to_flat_state(loaded.state):
         for ours, sealed in zip(_shards(variable), _shards(again[path]), strict=True):
             bits = np.dtype(f"u{ours.dtype.itemsize}")
-            if not np.array_equal(ours.view(bits), sealed.view(bits)):
+            if ours.dtype != sealed.dtype or not np.array_equal(ours.view(bits), sealed.view(bits)):
                 raise WeightsError(f"{array_name(path)}: what was written is not what was loaded")
-            if not np.isfinite(ours).all():
+            if not np.isfinite(ours.astype(np.float32)).all():
                 raise WeightsError(f"{array_name(path)}: holds values that are not finite numbers")
 
 
 def _shards(variable: nnx.Variable) -> list[np.ndarray]:
-    return [np.asarray(shard.data) for shard in variable.get_value().addressable_shards]
+    return [np.asarray(shard.data) for part in jax.tree.leaves(variable.get_value()) for shard in part.addressable_shards]
 
 
 def _origin(loaded: LoadedModel) -> str:

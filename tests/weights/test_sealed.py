@@ -17,10 +17,11 @@ from weight_files import NANO, assert_same, copy_nano, expected_state, state_arr
 from novajax.convert import convert
 from novajax.core.errors import CapacityError, ConfigError, WeightsError
 from novajax.parallel.mesh import make_mesh
+from novajax.quant.profiles import rules_of
 from novajax.telemetry.progress import Silent
 from novajax.weights import orbax, seal
 from novajax.weights.load import load_model
-from novajax.weights.manifest import MANIFEST, Manifest, read_manifest
+from novajax.weights.manifest import MANIFEST, Manifest, is_array, read_manifest
 from novajax.weights.safetensors import SINGLE
 
 SIDE = {"generation_config.json": {"temperature": 0.5, "eos_token_id": 2}, "tokenizer_config.json": {"chat_template": "{{ messages }}"}}
@@ -42,7 +43,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def kept(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("kept") / "sealed"
-    convert(str(source), output, "float32", verify=True, progress=Silent)
+    convert(str(source), output, "float32", "", verify=True, progress=Silent)
     return output
 
 
@@ -65,7 +66,7 @@ def test_a_round_trip_is_equal_bit_for_bit(source: Path, kept: Path):
 
 
 def test_the_stored_type_can_be_loaded_as_another(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    convert(str(source), tmp_path / "half", "bfloat16", verify=True, progress=Silent)
+    convert(str(source), tmp_path / "half", "bfloat16", "", verify=True, progress=Silent)
     monkeypatch.setattr(orbax, "GROUP_BYTES", 5000)
     wanted = {name: value.astype(jnp.bfloat16) for name, value in expected_state(NANO / "mixtral").items()}
     assert_same(state_arrays(load(tmp_path / "half", "bfloat16").state), wanted)
@@ -73,14 +74,14 @@ def test_the_stored_type_can_be_loaded_as_another(source: Path, tmp_path: Path, 
 
 
 def test_two_seals_of_equal_weights_have_one_digest(source: Path, kept: Path, tmp_path: Path):
-    summary = convert(str(kept), tmp_path / "again", "auto", verify=False, progress=Silent)
+    summary = convert(str(kept), tmp_path / "again", "auto", "", verify=False, progress=Silent)
     manifest = read_manifest(kept)
     assert manifest is not None
     assert summary.digest == manifest.digest
     assert summary.dtype == "float32"
     assert summary.source == source.name, "the first origin is kept"
     assert load(tmp_path / "again").digest == load(kept).digest
-    assert convert(str(source), tmp_path / "half", "bfloat16", verify=False, progress=Silent).digest != manifest.digest
+    assert convert(str(source), tmp_path / "half", "bfloat16", "", verify=False, progress=Silent).digest != manifest.digest
 
 
 def damage(path: Path) -> None:
@@ -168,21 +169,53 @@ def test_an_output_that_exists_is_not_touched(source: Path, tmp_path: Path):
     (tmp_path / "there").mkdir()
     for output, error in ((tmp_path / "there", "exists already"), (tmp_path / "no" / "parent", "no such directory")):
         with pytest.raises(ConfigError, match=error):
-            convert(str(source), output, "auto", verify=False, progress=Silent)
+            convert(str(source), output, "auto", "", verify=False, progress=Silent)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-def test_quantized_weights_are_refused(source: Path, tmp_path: Path):
+@pytest.mark.parametrize("profile", ["int8", "int4-32", "memory_critical", "fp8"])
+def test_quantized_weights_come_back_bit_for_bit(source: Path, tmp_path: Path, profile: str):
+    """As they are when the float checkpoint is quantized while it is loaded, also on a mesh; int4 takes half a byte on disk too."""
+    convert(str(source), tmp_path / "out", "auto", profile, verify=True, progress=Silent)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    wanted = load_model(source, mesh, "float32", quantization=profile, progress=Silent)
+    found = load_model(tmp_path / "out", mesh, "float32", progress=Silent)
+    assert jax.tree.structure(found.state) == jax.tree.structure(wanted.state)
+    for one, other in zip(jax.tree.leaves(found.state), jax.tree.leaves(wanted.state), strict=True):
+        assert one.dtype == other.dtype
+        assert np.array_equal(np.asarray(one).view(np.uint8), np.asarray(other).view(np.uint8))
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert manifest.profile == profile
+    arrays = [entry.size_bytes for entry in manifest.files if is_array(entry.path)]
+    assert sum(arrays) < found.bytes + 500 * len(arrays)
+    with pytest.raises(ConfigError, match=f"is sealed in {profile}: it is served as it is"):
+        load_model(tmp_path / "out", mesh, "float32", quantization="int8", progress=Silent)
+
+
+def test_quantized_weights_of_another_profile_are_not_sealed(source: Path, tmp_path: Path):
     quantized = load_model(source, make_mesh(devices=jax.devices()[:1]), "float32", quantization="int8", progress=Silent)
-    with pytest.raises(ConfigError, match="quantized weights cannot be sealed"):
-        seal.seal(quantized, tmp_path / "out", progress=Silent)
-    assert list(tmp_path.iterdir()) == []
+    for profile in ("", "int4"):
+        rules = rules_of(profile, tied=False) if profile else ()
+        with pytest.raises(ConfigError, match=f"not those of the precision profile {profile or 'float'}"):
+            seal.seal(quantized, tmp_path / "out", profile=profile, rules=rules, progress=Silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_profile_that_was_changed_is_refused(source: Path, tmp_path: Path):
+    convert(str(source), tmp_path / "out", "auto", "int8", verify=False, progress=Silent)
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None
+    changed = msgspec.structs.replace(manifest, rules=rules_of("int4", tied=False))
+    (tmp_path / "out" / MANIFEST).write_bytes(msgspec.json.encode(changed))
+    with pytest.raises(WeightsError, match="another parameter tree"):
+        load(tmp_path / "out")
 
 
 def test_what_does_not_fit_on_the_disk_is_refused_first(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(seal.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(CapacityError, match=r"the disk has 1\.0 kB free"):
-        convert(str(source), tmp_path / "out", "auto", verify=False, progress=Silent)
+        convert(str(source), tmp_path / "out", "auto", "", verify=False, progress=Silent)
 
 
 def test_a_failure_midway_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -191,7 +224,7 @@ def test_a_failure_midway_leaves_nothing(source: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(seal, "write_manifest", full)
     with pytest.raises(WeightsError, match="No space left on device"):
-        convert(str(source), tmp_path / "out", "auto", verify=False, progress=Silent)
+        convert(str(source), tmp_path / "out", "auto", "", verify=False, progress=Silent)
     assert not list(tmp_path.iterdir())
 
 
@@ -202,7 +235,7 @@ def test_verify_refuses_what_is_not_finite(tmp_path: Path):
     tensors["model.norm.weight"][3] = np.nan
     save_file(tensors, directory / SINGLE)
     with pytest.raises(WeightsError, match=r"final_norm.scale: holds values that are not finite"):
-        convert(str(directory), tmp_path / "out", "auto", verify=True, progress=Silent)
+        convert(str(directory), tmp_path / "out", "auto", "", verify=True, progress=Silent)
     assert not (tmp_path / "out").exists()
 
 
