@@ -93,10 +93,10 @@ def convert(model: str, output: Path, dtype: str, quantization: str, *, verify: 
     wanted = stored_dtype(description) if dtype == "auto" else dtype
     output = output.absolute()
     check_output(output, parameter_count(description.config) * (2 if wanted == "bfloat16" else 4))
-    rules = rules_of(quantization, tied=description.config.tied_embedding) if quantization else ()
+    rules = rules_of(quantization, tied=description.config.tied_embedding) if quantization else description.rules
     loaded = load_model(description, make_mesh(), wanted, quantization=quantization, progress=progress)
     began_s = time.monotonic()
-    manifest = seal(loaded, output, profile=Path(quantization).stem, rules=rules, progress=progress, verify=verify)
+    manifest = seal(loaded, output, profile=Path(quantization).stem or description.profile, rules=rules, progress=progress, verify=verify)
     return Summary(
         output=str(output),
         source=manifest.source,

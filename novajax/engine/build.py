@@ -215,8 +215,7 @@ def make_card(config: EngineConfig, loaded: LoadedModel, capacity: Capacity, max
 
 
 def _precision(config: EngineConfig, loaded: LoadedModel) -> str:
-    manifest = loaded.description.manifest
-    return Path(config.quantization).stem or ("" if manifest is None else manifest.profile) or "float"
+    return Path(config.quantization).stem or loaded.description.profile or "float"
 
 
 def resolve_dtype(wanted: str, *, on_cpu: bool) -> Any:

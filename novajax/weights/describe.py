@@ -13,6 +13,8 @@ from novajax.core.errors import ConfigError
 from novajax.models.config import ModelConfig
 from novajax.models.families.registry import read_config
 from novajax.quant.profile_file import Rules
+from novajax.quant.profiles import rules_of
+from novajax.weights.foreign import Scheme, read_scheme
 from novajax.weights.manifest import Manifest, check_hashes, check_sizes, is_array, read_manifest
 from novajax.weights.source import Source, resolve
 from novajax.weights.tokens import read_generation, read_json
@@ -27,13 +29,22 @@ class Description(msgspec.Struct, frozen=True):
     """config.json as it is."""
     manifest: Manifest | None
     """Of a sealed checkpoint; None: a Hugging Face directory."""
+    packed: Scheme | None
+    """How a Hugging Face directory's weights are quantized; None: they are not."""
     default_sampling: dict[str, float | int]
     end_token_ids: tuple[int, ...]
 
     @property
     def rules(self) -> Rules:
-        """The precision profile of a checkpoint that is sealed quantized; empty: nothing is."""
-        return () if self.manifest is None else self.manifest.rules
+        """The precision profile of a quantized checkpoint, as which it is loaded if nobody says otherwise; empty: nothing is rounded."""
+        if self.manifest is not None:
+            return self.manifest.rules
+        return () if self.packed is None else rules_of(self.packed.profile, tied=self.config.tied_embedding)
+
+    @property
+    def profile(self) -> str:
+        """The name of `rules`."""
+        return (self.packed.profile if self.packed else "") if self.manifest is None else self.manifest.profile
 
     @property
     def directory(self) -> Path:
@@ -54,10 +65,10 @@ def describe(spec: str | Path) -> Description:
     foreign = read_json(directory / "config.json")
     if manifest is None and not foreign:
         raise ConfigError(f"{directory / 'config.json'}: missing or empty: not a Hugging Face model directory", param="model")
-    if foreign.get("quantization_config") is not None:
-        raise ConfigError(
-            f"{directory / 'config.json'}: quantization_config: quantized checkpoints are not supported yet", param="quantization_config"
-        )
-    config = read_config(foreign) if manifest is None else manifest.model
+    packed = None
+    if manifest is None and (quantized := foreign.get("quantization_config")) is not None:
+        packed = read_scheme(quantized, directory / "config.json")
+    plain = {key: value for key, value in foreign.items() if key != "quantization_config"}
+    config = read_config(plain) if manifest is None else manifest.model
     generation = read_generation(directory, foreign, config.vocab)
-    return Description(source, config, foreign, manifest, generation.default_sampling, generation.end_token_ids)
+    return Description(source, config, plain, manifest, packed, generation.default_sampling, generation.end_token_ids)

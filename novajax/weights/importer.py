@@ -21,9 +21,9 @@ import numpy as np
 from novajax.models.families.keys import place, source_slice
 from novajax.quant.qtensor import QTensor
 from novajax.telemetry.progress import Reporter
+from novajax.weights.foreign import Tensors
 from novajax.weights.leaves import Bounds, Index, Leaf, Path, bounds_of, letters
 from novajax.weights.quantizing import quantized_leaf
-from novajax.weights.safetensors import SafetensorsDirectory
 
 PIECE_BYTES = 2 << 20
 """Read, converted and laid out at a time by one thread."""
@@ -34,12 +34,12 @@ IN_FLIGHT_BYTES = 256 << 20
 ALIGNMENT_BYTES = 64
 
 
-def source_bytes(directory: SafetensorsDirectory, leaves: tuple[Leaf, ...]) -> int:
+def source_bytes(directory: Tensors, leaves: tuple[Leaf, ...]) -> int:
     """Stored bytes of what this process's devices hold: the total of `import_leaves`'s progress."""
     return sum(leaf.host_bytes() // leaf.dtype.itemsize * _stored(directory, leaf).itemsize for leaf in leaves)
 
 
-def import_leaves(directory: SafetensorsDirectory, leaves: tuple[Leaf, ...], progress: Reporter) -> list[tuple[Path, jax.Array | QTensor]]:
+def import_leaves(directory: Tensors, leaves: tuple[Leaf, ...], progress: Reporter) -> list[tuple[Path, jax.Array | QTensor]]:
     """The leaves' arrays, on their devices. Raises WeightsError; nothing is left running then."""
     room = _Room(IN_FLIGHT_BYTES)
     failed = threading.Event()
@@ -115,9 +115,7 @@ class _Scratch:
         return self._wide[:size_bytes]
 
 
-def _read_shard(
-    directory: SafetensorsDirectory, leaf: Leaf, bounds: Bounds, scratch: _Scratch, advance: Callable[[float], None]
-) -> np.ndarray:
+def _read_shard(directory: Tensors, leaf: Leaf, bounds: Bounds, scratch: _Scratch, advance: Callable[[float], None]) -> np.ndarray:
     """One device's slice of the leaf, in the leaf's dtype."""
     out = _aligned(tuple(stop - start for start, stop in bounds), leaf.dtype)
     left, right = letters(leaf.axes)
@@ -192,5 +190,5 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     return raw[start : start + size_bytes].view(dtype).reshape(shape)
 
 
-def _stored(directory: SafetensorsDirectory, leaf: Leaf) -> np.dtype[Any]:
+def _stored(directory: Tensors, leaf: Leaf) -> np.dtype[Any]:
     return directory.dtype(next(iter(leaf.tensors.values())))

@@ -16,8 +16,8 @@ from novajax.core.errors import WeightsError
 from novajax.models.families.keys import Mapping, Match, match, source_shape
 from novajax.models.stages import Path
 from novajax.quant.qtensor import QTensor
+from novajax.weights.foreign import Tensors
 from novajax.weights.manifest import array_name
-from novajax.weights.safetensors import SafetensorsDirectory
 
 Bounds = tuple[tuple[int, int], ...]
 """(start, stop) of each dimension."""
@@ -57,7 +57,7 @@ class Leaf(msgspec.Struct, frozen=True):
 
 
 def plan_leaves(
-    directory: SafetensorsDirectory,
+    directory: Tensors,
     key_map: tuple[Mapping, ...],
     state: nnx.State,
     shardings: nnx.State,

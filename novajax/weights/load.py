@@ -26,6 +26,7 @@ from novajax.quant.qtensor import stored_bytes
 from novajax.quant.spread import state_shardings
 from novajax.telemetry.progress import Progress, Report
 from novajax.weights.describe import Description, describe
+from novajax.weights.foreign import PackedDirectory
 from novajax.weights.hashing import FileHashes
 from novajax.weights.importer import import_leaves, source_bytes
 from novajax.weights.leaves import plan_leaves
@@ -118,7 +119,8 @@ def load_model(
 def _import(
     description: Description, state: nnx.State, shardings: nnx.State, stages: int, progress: Report, verify: bool
 ) -> tuple[nnx.State, list[Any]]:
-    with SafetensorsDirectory(description.directory) as directory:
+    packed = description.packed
+    with PackedDirectory(description.directory, packed) if packed else SafetensorsDirectory(description.directory) as directory:
         places = stage_places(description.config, stages)
         leaves = plan_leaves(directory, key_map(description.foreign, description.config), state, shardings, places)
         paths = [directory.directory / file for file in directory.files]

@@ -8,7 +8,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes of header length, JSON 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,10 @@ class SafetensorsDirectory:
     Raises WeightsError when opened over files that are missing, cut, corrupt or not what the index says.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES):
+        """dtypes: what tensors that are read may be stored as."""
         self.directory = directory
+        self._dtypes = dtypes
         self._descriptors: dict[str, int] = {}
         self.tensors: dict[str, Tensor] = {}
         wanted = _wanted(directory)
@@ -68,7 +70,7 @@ class SafetensorsDirectory:
                 raise WeightsError(f"{directory / file}: the tensor {name!r}, named by {INDEX}, is not in this file")
 
     def read(self, name: str, index: tuple[slice, ...], allocate: Allocate = fresh) -> np.ndarray:
-        """`tensor[index]` (unit steps) in its stored dtype, F32, F16 or BF16.
+        """`tensor[index]` (unit steps) in its stored dtype.
 
         Reads the one run of bytes that spans the slice, into memory from `allocate`: exact when only leading dimensions are cut.
         """
@@ -94,10 +96,10 @@ class SafetensorsDirectory:
     def dtype(self, name: str) -> np.dtype[Any]:
         """The numpy dtype of a tensor. Raises WeightsError for a dtype that weights may not have."""
         tensor = self.tensors[name]
-        if tensor.dtype not in DTYPES:
-            why = "quantized checkpoints are not supported yet" if tensor.dtype.startswith("F8") else "not a weight's dtype"
-            raise WeightsError(f"{self.directory / tensor.file}: {name!r} is {tensor.dtype}: {why}; supported: {', '.join(DTYPES)}")
-        return DTYPES[tensor.dtype]
+        if tensor.dtype not in self._dtypes:
+            why = "quantized, and config.json has no quantization_config" if tensor.dtype.startswith("F8") else "not a weight's dtype"
+            raise WeightsError(f"{self.directory / tensor.file}: {name!r} is {tensor.dtype}: {why}; supported: {', '.join(self._dtypes)}")
+        return self._dtypes[tensor.dtype]
 
     def close(self) -> None:
         """Closes the files. May be called twice."""

@@ -16,7 +16,7 @@ from novajax.parallel.mesh import make_mesh
 from novajax.telemetry.progress import Silent
 from novajax.weights import importer
 from novajax.weights.load import LoadedModel, load_model
-from novajax.weights.safetensors import SINGLE
+from novajax.weights.safetensors import SINGLE, SafetensorsDirectory
 
 FAMILIES = sorted(path.parent.name for path in NANO.glob("*/config.json"))
 
@@ -158,7 +158,7 @@ def test_an_untied_model_needs_its_head(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "error", "param"),
     [
-        ({"quantization_config": {"quant_method": "awq"}}, "quantized checkpoints are not supported yet", "quantization_config"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config lacks 'bits'", "quantization_config"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map", "auto_map"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers", "num_hidden_layers"),
         ({"head_dim": 0}, "head_dim", "head_dim"),
@@ -211,7 +211,7 @@ def test_a_failure_in_a_thread_stops_the_load(monkeypatch: pytest.MonkeyPatch):
     def fail(*_: object) -> np.ndarray:
         raise WeightsError("the disk went away")
 
-    monkeypatch.setattr(importer.SafetensorsDirectory, "read", fail)
+    monkeypatch.setattr(SafetensorsDirectory, "read", fail)
     with pytest.raises(WeightsError, match="the disk went away"):
         load(NANO / "mixtral")
 
