@@ -31,6 +31,7 @@ DROPPED = (".input_scale", ".output_scale", ".k_scale", ".v_scale", ".q_scale", 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which column of eight lies in each four bits of a word, the low ones first."""
 WORD = 32
+GROUPS = (32, 64, 128)
 
 Method = Literal["compressed-tensors", "gptq", "awq", "fp8"]
 
@@ -45,12 +46,17 @@ class Scheme(msgspec.Struct, frozen=True):
     """Inputs that share a scale where no index of groups is stored; None: by the shape of the scales."""
     block: tuple[int, int] | None = None
     """Outputs and inputs that share a scale, where scales are those of blocks."""
+    symmetric: bool = False
+    """Has no zero points."""
     less_one: bool = False
     """Zero points are stored less one."""
 
     @property
     def profile(self) -> str:
-        """What the weights are held as if nobody says otherwise: eight bits lose nothing that four had."""
+        """What the weights are held as if nobody says otherwise: as they are where that is one of our formats; eight bits for
+        four with zero points or in other groups."""
+        if self.bits == 4 and self.symmetric and self.group in (None, *GROUPS):
+            return f"int4-{self.group or 'channel'}"
         return "fp8" if self.floating else "int8"
 
 
@@ -94,10 +100,11 @@ def _compressed(config: dict[str, Any], wanted: Callable[..., Any], refuse: Call
         raise refuse("format", layout, ", ".join(known))
     if (config.get("sparsity_config") or {}).get("format", "dense") != "dense":
         raise refuse("sparsity_config.format", config["sparsity_config"]["format"], "dense")
-    forms, blocks = set(), None
+    forms, blocks, groups = set(), None, set()
     for name, group in wanted(config, "config_groups").items():
         weights = wanted(group, "weights", f".config_groups.{name}")
         blocks = blocks or weights.get("block_structure")
+        groups.add((weights.get("group_size"), weights.get("symmetric", True) and not weights.get("actorder")))
         forms.add((wanted(weights, "num_bits", f".config_groups.{name}.weights"), weights.get("type", "int") == "float"))
     if len(forms) != 1:
         raise refuse("config_groups", sorted(forms), "one type of weights for all groups")
@@ -105,7 +112,8 @@ def _compressed(config: dict[str, Any], wanted: Callable[..., Any], refuse: Call
     if bits not in ((8,) if floating else (4, 8)):
         raise refuse("config_groups weights.num_bits", bits, "4 and 8 of int, 8 of float")
     block = _sides(blocks, lambda value: refuse("config_groups weights.block_structure", value, _SIDES))
-    return Scheme("compressed-tensors", bits, floating, block=block)
+    size, symmetric = next(iter(groups))
+    return Scheme("compressed-tensors", bits, floating, None if size == -1 else size, block, symmetric and len(groups) == 1)
 
 
 _SIDES = "two numbers from 1"
@@ -150,8 +158,20 @@ class PackedDirectory:
         """`tensor[index]` (unit steps). Raises WeightsError for scales that are zero or not finite numbers."""
         if name not in self._linears:
             return self._plain.read(name, index, allocate)
+        numbers, steps = self._parts_of(name, index)
+        return np.ascontiguousarray(numbers * steps, np.float32)
+
+    def steps(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """float32 of the slice's shape: what each number of it is a multiple of; zeros where it was not quantized."""
+        if name not in self._linears:
+            bounds = [part.indices(size) for part, size in zip(index, self.tensors[name].shape, strict=True)]
+            return np.zeros([stop - start for start, stop, _ in bounds], np.float32)
+        numbers, steps = self._parts_of(name, index)
+        return np.ascontiguousarray(np.broadcast_to(steps, numbers.shape), np.float32)
+
+    def _parts_of(self, name: str, index: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]:
         rows, columns = (slice(*part.indices(size)[:2]) for part, size in zip(index, self.tensors[name].shape, strict=True))
-        return np.ascontiguousarray(_KINDS[self._linears[name]][1](self, name.removesuffix(".weight"), rows, columns), np.float32)
+        return _KINDS[self._linears[name]][1](self, name.removesuffix(".weight"), rows, columns)
 
     def close(self) -> None:
         self._plain.close()
@@ -240,14 +260,14 @@ class PackedDirectory:
             if found.size and (found.min() < 0 or found.max() >= groups):
                 raise self._wrong(f"{linear}.{name}", f"names groups beyond the {groups} that have scales")
             return found
-        return np.arange(columns.start, columns.stop) // (self._scheme.group or -(-inputs // groups))
+        return np.arange(columns.start, columns.stop) // -(-inputs // groups)
 
     def _wrong(self, name: str, what: str) -> WeightsError:
         return WeightsError(f"{self.directory / self._plain.tensors[name].file}: {name!r} {what}")
 
-    # --- slices of each kind, float32 [rows, columns]
+    # --- slices of each kind, [rows, columns]: numbers without their zero points, and what they are multiplied by
 
-    def _read_plain(self, linear: str, rows: slice, columns: slice) -> np.ndarray:
+    def _read_plain(self, linear: str, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         values = self._raw(linear, "weight", rows, columns).astype(np.float32)
         name = "weight_scale" if self._has(linear, "weight_scale") else "weight_scale_inv"
         shape = self._part(linear, name).shape
@@ -255,11 +275,11 @@ class PackedDirectory:
             values -= self._raw(linear, "weight_zero_point").astype(np.float32).reshape(-1, 1)[rows if shape[0] > 1 else slice(None)]
         if self._scheme.block is not None and len(shape) == 2:
             at = [np.arange(part.start, part.stop) // side for part, side in zip((rows, columns), self._scheme.block, strict=True)]
-            return values * self._scales(linear, name)[np.ix_(*at)]
+            return values, self._scales(linear, name)[np.ix_(*at)]
         scales = self._scales(linear, name).reshape(-1, 1)
-        return values * (scales if len(scales) == 1 else scales[rows])
+        return values, scales if len(scales) == 1 else scales[rows]
 
-    def _read_words(self, linear: str, rows: slice, columns: slice) -> np.ndarray:
+    def _read_words(self, linear: str, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         bits, each = self._scheme.bits, WORD // self._scheme.bits
         first = columns.start // each
         words = self._raw(linear, "weight_packed", rows, slice(first, -(-columns.stop // each)))
@@ -270,9 +290,9 @@ class PackedDirectory:
         zero: Any = float(1 << bits - 1)
         if self._has(linear, "weight_zero_point"):
             zero = unpacked(self._raw(linear, "weight_zero_point"), bits, axis=0)[rows][:, at].astype(np.float32)
-        return (values - zero) * scales[:, at]
+        return values - zero, scales[:, at]
 
-    def _read_gptq(self, linear: str, rows: slice, columns: slice) -> np.ndarray:
+    def _read_gptq(self, linear: str, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         bits, each = self._scheme.bits, WORD // self._scheme.bits
         first = columns.start // each
         words = self._raw(linear, "qweight", slice(first, -(-columns.stop // each)), rows)
@@ -280,19 +300,19 @@ class PackedDirectory:
         scales = self._scales(linear, "scales", slice(None), rows)
         zeros = unpacked(self._raw(linear, "qzeros"), bits, axis=1)[:, rows].astype(np.float32) + self._scheme.less_one
         at = self._groups(linear, "g_idx", columns, self.tensors[f"{linear}.weight"].shape[1], len(scales))
-        return ((values - zeros[at]) * scales[at]).T
+        return (values - zeros[at]).T, scales[at].T
 
-    def _read_awq(self, linear: str, rows: slice, columns: slice) -> np.ndarray:
+    def _read_awq(self, linear: str, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         first, last = rows.start // 8, -(-rows.stop // 8)
         here = slice(rows.start - first * 8, rows.stop - first * 8)
         values = in_order(self._raw(linear, "qweight", columns, slice(first, last)))[:, here].astype(np.float32)
         zeros = in_order(self._raw(linear, "qzeros", slice(None), slice(first, last)))[:, here].astype(np.float32)
         scales = self._scales(linear, "scales", slice(None), rows)
         at = self._groups(linear, "g_idx", columns, self.tensors[f"{linear}.weight"].shape[1], len(scales))
-        return ((values - zeros[at]) * scales[at]).T
+        return (values - zeros[at]).T, scales[at].T
 
 
-_KINDS: dict[str, tuple[str, Callable[[PackedDirectory, str, slice, slice], np.ndarray]]] = {
+_KINDS: dict[str, tuple[str, Callable[[PackedDirectory, str, slice, slice], tuple[np.ndarray, np.ndarray]]]] = {
     "plain": ("weight", PackedDirectory._read_plain),
     "words": ("weight_packed", PackedDirectory._read_words),
     "gptq": ("qweight", PackedDirectory._read_gptq),

@@ -21,7 +21,7 @@ import numpy as np
 from novajax.models.families.keys import place, source_slice
 from novajax.quant.qtensor import QTensor
 from novajax.telemetry.progress import Reporter
-from novajax.weights.foreign import Tensors
+from novajax.weights.foreign import PackedDirectory, Tensors
 from novajax.weights.leaves import Bounds, Index, Leaf, Path, bounds_of, letters
 from novajax.weights.quantizing import quantized_leaf
 
@@ -60,8 +60,12 @@ def import_leaves(directory: Tensors, leaves: tuple[Leaf, ...], progress: Report
 
             progress.note(leaf.name)
             if leaf.quantized is not None:
+                steps = None
+                if isinstance(directory, PackedDirectory):
+                    read_steps = directory.steps
+                    steps = lambda bounds: _read_shard(directory, leaf, bounds, scratch, lambda _: None, read_steps)  # noqa: E731
                 return leaf.path, quantized_leaf(
-                    leaf, leaf.quantized, lambda bounds: _read_shard(directory, leaf, bounds, scratch, progress.advance)
+                    leaf, leaf.quantized, lambda bounds: _read_shard(directory, leaf, bounds, scratch, progress.advance), steps
                 )
             array = jax.make_array_from_callback(leaf.shape, leaf.sharding, shard, dtype=leaf.dtype)
             return leaf.path, jax.block_until_ready(array)
@@ -115,8 +119,15 @@ class _Scratch:
         return self._wide[:size_bytes]
 
 
-def _read_shard(directory: Tensors, leaf: Leaf, bounds: Bounds, scratch: _Scratch, advance: Callable[[float], None]) -> np.ndarray:
-    """One device's slice of the leaf, in the leaf's dtype."""
+def _read_shard(
+    directory: Tensors,
+    leaf: Leaf,
+    bounds: Bounds,
+    scratch: _Scratch,
+    advance: Callable[[float], None],
+    source: Callable[[str, Index], np.ndarray] | None = None,
+) -> np.ndarray:
+    """One device's slice of the leaf, in the leaf's dtype; of another `source` than the tensors themselves, if there is one."""
     out = _aligned(tuple(stop - start for start, stop in bounds), leaf.dtype)
     left, right = letters(leaf.axes)
     stacked = [axis for axis, letter in enumerate(right) if letter not in left]
@@ -127,7 +138,8 @@ def _read_shard(directory: Tensors, leaf: Leaf, bounds: Bounds, scratch: _Scratc
         if name is None:  # a layer that this pipeline stage does not have
             out.view(bits)[here] = 0
             continue
-        read = directory.read(name, source_slice(leaf.axes, leaf.shape, piece), scratch.raw)
+        where = source_slice(leaf.axes, leaf.shape, piece)
+        read = directory.read(name, where, scratch.raw) if source is None else source(name, where)
         values = place(leaf.axes, leaf.shape, piece, _converted(read, leaf.dtype, scratch))
         # As plain integers: numpy moves those faster than a dtype it does not know, and without the interpreter's lock.
         _store(out.view(bits)[here], values.view(bits))

@@ -8,8 +8,10 @@ finite number is refused by the parameter's name.
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -24,8 +26,14 @@ PIECE_BYTES = 32 << 20
 _quantize = partial(jax.jit, static_argnames=("block", "kind"))(quantize)
 
 
-def quantized_leaf(leaf: Leaf, spec: QTensor, read: Callable[[Bounds], np.ndarray]) -> QTensor:
-    """The leaf's values and scales on their devices; `read` gives float32 of any slice. Raises WeightsError."""
+def quantized_leaf(
+    leaf: Leaf, spec: QTensor, read: Callable[[Bounds], np.ndarray], steps: Callable[[Bounds], np.ndarray] | None = None
+) -> QTensor:
+    """The leaf's values and scales on their devices; `read` gives float32 of any slice. Raises WeightsError.
+
+    steps: what each number of a slice is a multiple of, of a checkpoint that was quantized already: where that is one for each block of
+    `spec` and its format holds the multiples, they are kept as they are.
+    """
     made: dict[Bounds, tuple[np.ndarray, np.ndarray]] = {}
 
     def whole(bounds: Bounds) -> Bounds:
@@ -34,7 +42,7 @@ def quantized_leaf(leaf: Leaf, spec: QTensor, read: Callable[[Bounds], np.ndarra
 
     def groups(bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
         if bounds not in made:
-            made[bounds] = _quantized(leaf, spec, bounds, read)
+            made[bounds] = _quantized(leaf, spec, bounds, read, steps)
         return made[bounds]
 
     def values(index: Index | None) -> np.ndarray:
@@ -56,20 +64,44 @@ def quantized_leaf(leaf: Leaf, spec: QTensor, read: Callable[[Bounds], np.ndarra
     return QTensor(made_values, made_scale, spec.block, spec.format)
 
 
-def _quantized(leaf: Leaf, spec: QTensor, bounds: Bounds, read: Callable[[Bounds], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _quantized(
+    leaf: Leaf, spec: QTensor, bounds: Bounds, read: Callable[[Bounds], np.ndarray], steps: Callable[[Bounds], np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
     values = np.empty([stop - start for start, stop in bounds], spec.values.dtype)
     scale = np.empty([-(-(stop - start) // by) for (start, stop), by in zip(bounds, spec.block, strict=True)], np.float32)
     for piece in _pieces(bounds, spec.block):
         x = read(piece)
         block = tuple(min(by, size) for by, size in zip(spec.block, x.shape, strict=True))
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            small, scales = (np.asarray(part) for part in _quantize(x, block=block, kind=spec.format.kind))
+        kept = None if steps is None else _kept(x, steps(piece), block, values.dtype)
+        if kept is not None:
+            small, scales = kept
+        else:
+            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+                small, scales = (np.asarray(part) for part in _quantize(x, block=block, kind=spec.format.kind))
         if not np.isfinite(scales).all():
             raise WeightsError(f"{leaf.name}: holds values that are not finite numbers, which no format can hold")
         values[_within(piece, bounds)] = small
         at = [(start - low, by) for (start, _), (low, _), by in zip(piece, bounds, spec.block, strict=True)]
         scale[tuple(slice(start // by, start // by + size) for (start, by), size in zip(at, scales.shape, strict=True))] = scales
     return values, scale
+
+
+def _kept(x: np.ndarray, steps: np.ndarray, block: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """(numbers, steps of the blocks) if x is exactly that in `dtype`; None if it is not."""
+    scales = steps[tuple(slice(None, None, by) for by in block)]
+    wide = scales
+    for axis, by in enumerate(block):
+        wide = np.repeat(wide, by, axis)
+    wide = wide[tuple(slice(size) for size in x.shape)]
+    if not scales.all() or not np.array_equal(wide, steps):
+        return None
+    exact = x / wide
+    whole = exact
+    if dtype != ml_dtypes.float8_e4m3fn:
+        whole = np.clip(np.rint(exact), *((-8, 7) if dtype == ml_dtypes.int4 else (-128, 127)))
+    numbers = whole.astype(dtype)
+    held = np.abs(numbers.astype(np.float32) - exact) <= 1e-3 * np.maximum(1, np.abs(exact))
+    return (numbers, scales.astype(np.float32)) if held.all() else None
 
 
 def _pieces(bounds: Bounds, block: tuple[int, ...]) -> Iterator[Bounds]:
