@@ -61,6 +61,7 @@ def define_engine_flags() -> None:
     flags.DEFINE_bool("deterministic", None, "one step shape only: the same bits alone and in a crowd (default no)")
     flags.DEFINE_bool("verify_hashes", None, "check the hashes of a sealed model on load (default yes)")
     flags.DEFINE_string("trace_file", None, "where to write the last steps' times at the end, for Perfetto (default nowhere)")
+    flags.DEFINE_enum("native_kernels", None, ["auto", "on", "off"], "C++ kernels on a CPU; auto (default): where a compiler builds them")
     flags.DEFINE_string("compile_cache", None, "directory of compiled programs, trusted; '' for none (default: the user's cache folder)")
 
 

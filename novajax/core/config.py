@@ -33,7 +33,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     served_name: str = ""
     """Name in the API; empty: the last part of `model`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 on an accelerator, float32 on a CPU (where bfloat16 is refused: XLA:CPU has no fast one-row form)."""
+    """auto: bfloat16 on an accelerator, float32 on a CPU (where bfloat16 needs native kernels: XLA:CPU has no fast one-row form)."""
     quantization: str = ""
     """A precision profile (memory_critical, balanced, quality_critical) or a weight format (int8, fp8, int4, int4-32 ...); empty: none."""
     kv_cache_dtype: str = "auto"
@@ -57,6 +57,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One bucket for every step: an answer has the same bits alone and in a crowd, at the cost of padding."""
     compile_cache: str = ""
     """Directory of kept programs, which must be this user's alone: it holds code. Empty: none."""
+    native_kernels: Literal["auto", "on", "off"] = "auto"
+    """Kernels in C++ on one CPU device, built once into `compile_cache`; auto: where a compiler is. Matrices lie as they read them."""
     trace_file: str = ""
     """Where the last steps' times are written when the engine ends, in Chrome's trace format; empty: nowhere."""
     verify_hashes: bool = True

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from novajax.engine.buckets import Bucket
+from novajax.engine.layout import Layout
 from novajax.kernels import context
 from novajax.kernels.attention import paged_attention, write_pages
+from novajax.kernels.native import attention as native
 from novajax.kv.pool import KVPool
 from novajax.models.attention import Attend
 from novajax.models.config import ModelConfig
@@ -25,8 +27,9 @@ _KV_HEADS = (None, "kv_heads", None)
 _PAGED = (None, None, "kv_heads", None, None)
 
 
-def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Array, bucket: Bucket, shards: int) -> Attend:
-    """The `attend` of a serving step. `x` is the unpacked plan, `shards` the size of the context axis."""
+def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Array, bucket: Bucket, layout: Layout) -> Attend:
+    """The `attend` of a serving step. `x` is the unpacked plan."""
+    shards, read = layout.context, native.paged_attention if layout.native else paged_attention
     s, r, part = bucket.decode_rows, bucket.prefill_rows, bucket.chunk_tokens // shards
 
     def attend(layer: int, q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, pool: KVPool) -> tuple[jax.Array, KVPool]:
@@ -45,7 +48,7 @@ def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Arr
                 return store(held, *part_of, chunk_positions(x, part, source), x["prefill_table"])
 
             def look(q_XYNH: jax.Array, tables_XW: jax.Array, at_XY: jax.Array) -> tuple[jax.Array, jax.Array]:
-                return paged_attention(q_XYNH, held.keys, held.values, layer, tables_XW, at_XY, shard=shard, **how)
+                return read(q_XYNH, held.keys, held.values, layer, tables_XW, at_XY, shard=shard, **how)
 
             # All writes come before all reads, or XLA would have to keep a copy of the pool for the reads between.
             at_S1 = positions_T[:s, None]

@@ -4,6 +4,7 @@ Everything that can be refused is refused by arithmetic before weights are read.
 timeline and shown while it runs.
 """
 
+import dataclasses
 import secrets
 import time
 from collections.abc import Callable
@@ -29,11 +30,12 @@ from novajax.engine.runner import Runner
 from novajax.engine.sampler import SamplingState, abstract_state
 from novajax.engine.step import Transit
 from novajax.engine.steptimes import StepTimes
+from novajax.kernels.native.library import register
 from novajax.kv.manager import KVManager
 from novajax.kv.pool import KVPool, abstract_pool, page_bytes
 from novajax.models.config import ModelConfig
 from novajax.models.decoder import parameter_count
-from novajax.models.precision import quantized_model
+from novajax.models.precision import native_state, quantized_model
 from novajax.parallel.mesh import mesh_for
 from novajax.quant.cache import cache_format
 from novajax.quant.qtensor import stored_bytes
@@ -97,12 +99,13 @@ def open_executor(
         announce("loading", f"reading {config.model}")
         description = describe(config.model)
         devices = jax.devices()
-        dtype = resolve_dtype(config.dtype, on_cpu=devices[0].platform == "cpu")
-        model = description.config
-        max_context_tokens = resolve_context(config, model)
-        table = make_table(config, max_context_tokens, on_cpu=devices[0].platform == "cpu")
-        layout = Layout(mesh_for(config.mesh, model.kv_heads, devices), model)
         on_cpu = devices[0].platform == "cpu"
+        model = description.config
+        mesh = mesh_for(config.mesh, model.kv_heads, devices)
+        layout = Layout(mesh, model, native=on_cpu and mesh.size == 1 and has_native_kernels(config))
+        dtype = resolve_dtype(config.dtype, on_cpu=on_cpu, native=layout.native)
+        max_context_tokens = resolve_context(config, model)
+        table = make_table(config, max_context_tokens, on_cpu=on_cpu)
         _, abstract = quantized_model(model, layout.stages, dtype, config.quantization, on_cpu=on_cpu, rules=description.rules)
         weights_bytes = device_bytes(state_shardings(layout.mesh, abstract), abstract)
         cache = cache_format(config.kv_cache_dtype, config.quantization)
@@ -122,6 +125,8 @@ def open_executor(
         announce("loading", capacity.summary())
     with timeline.phase("load"):
         loaded = load_model(description, layout.mesh, dtype, quantization=config.quantization, verify=config.verify_hashes)
+        if layout.native:
+            loaded = dataclasses.replace(loaded, state=native_state(model, loaded.state))
     pool, transit, sampling = abstract_arrays(config, layout, capacity, table, dtype)
     with timeline.phase("compile"):
         announce("compiling", f"{len(table.buckets())} step shapes")
@@ -218,11 +223,22 @@ def _precision(config: EngineConfig, loaded: LoadedModel) -> str:
     return Path(config.quantization).stem or loaded.description.profile or "float"
 
 
-def resolve_dtype(wanted: str, *, on_cpu: bool) -> Any:
-    """The compute type. Raises ConfigError for bfloat16 on a CPU."""
-    if on_cpu and wanted == "bfloat16":
-        raise ConfigError("dtype=bfloat16 is not served on a CPU: XLA has no fast one-row form there; use float32", param="dtype")
-    return jnp.dtype(jnp.float32 if on_cpu or wanted == "float32" else jnp.bfloat16)
+def has_native_kernels(config: EngineConfig) -> bool:
+    """Whether a CPU's native kernels are wanted, and there or can be built (`kernels.native`). Raises ConfigError for `on` without them."""
+    if config.native_kernels == "off" or not (config.compile_cache or config.native_kernels == "on"):
+        return False
+    there = bool(config.compile_cache) and register(Path(config.compile_cache))
+    if config.native_kernels == "on" and not there:
+        raise ConfigError("native_kernels=on needs a C++ compiler and a compile_cache folder", param="native_kernels")
+    return there
+
+
+def resolve_dtype(wanted: str, *, on_cpu: bool, native: bool = False) -> Any:
+    """The compute type. Raises ConfigError for bfloat16 on a CPU without native kernels."""
+    if on_cpu and wanted == "bfloat16" and not native:
+        raise ConfigError("dtype=bfloat16 needs native kernels on a CPU: XLA has no fast one-row form there; use float32", param="dtype")
+    narrow = wanted == "bfloat16" or (wanted == "auto" and not on_cpu)
+    return jnp.dtype(jnp.bfloat16 if narrow else jnp.float32)
 
 
 def resolve_context(config: EngineConfig, model: ModelConfig) -> int:

@@ -32,6 +32,8 @@ class Layout:
 
     mesh: Mesh
     model: ModelConfig
+    native: bool = False
+    """Whether attention runs as a CPU's native kernel."""
 
     @property
     def data(self) -> int:

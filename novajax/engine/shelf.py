@@ -12,7 +12,6 @@ import hashlib
 import os
 import pickle
 import shutil
-import stat
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -22,11 +21,14 @@ import jax
 import structlog
 from jax.experimental import serialize_executable
 
+from novajax.core.private import is_private
+
 KEPT = 12
 """Sets of programs that stay: those used last."""
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _ROOMS = ("core", "engine", "kernels", "kv", "models", "parallel", "planner", "quant")
 """What a step is traced from, and what that imports."""
+_SOURCES = (".py", ".cc", ".h")
 _NOT_PROGRAM = ("cache", "dir", "log", "profil", "traceback", "debug")
 """Parts of names of jax's settings that change no program."""
 
@@ -37,7 +39,7 @@ class Shelf:
     def __init__(self, directory: str, determined_by: Any):
         """directory: "" keeps nothing. determined_by: a value whose `repr` with the arrays' descriptions tells engines apart."""
         self._folder: Path | None = None
-        if directory and _is_private(Path(directory)):
+        if directory and is_private(Path(directory)):
             self._folder = Path(directory) / "programs" / _key(determined_by)
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.utime(self._folder)
@@ -87,15 +89,6 @@ def _write(path: Path, program: Any) -> None:
         structlog.get_logger().warning("a compiled program could not be kept", path=str(path), error=str(error)[:200])
 
 
-def _is_private(directory: Path) -> bool:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = directory.stat()
-    private = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if not private:
-        structlog.get_logger().warning("compiled programs are not kept: others may write here", directory=str(directory))
-    return private
-
-
 def _forget_all_but(folder: Path, count: int) -> None:
     sets = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in sets[count:]:
@@ -105,7 +98,7 @@ def _forget_all_but(folder: Path, count: int) -> None:
 def _key(determined_by: Any) -> str:
     digest = hashlib.sha256()
     source = Path(__file__).parents[1]
-    for path in sorted(path for room in _ROOMS for path in (source / room).rglob("*.py")):
+    for path in sorted(path for room in _ROOMS for path in (source / room).rglob("*") if path.suffix in _SOURCES):
         digest.update(f"{path.relative_to(source)} ".encode() + path.read_bytes())
     devices = [(device.id, device.device_kind, device.process_index) for device in jax.devices()]
     settings = {name: value for name, value in sorted(jax.config.values.items()) if not any(part in name for part in _NOT_PROGRAM)}

@@ -118,7 +118,7 @@ def _forward(
     if transit is not None:
         x_TD = jnp.where(stage == 0, x_TD, _arrived(transit, bucket, layout.context))
     positions_T = _positions(here, bucket, layout.context, shard)
-    attend = paged_attend(model.cfg, here, positions_T, bucket, layout.context)
+    attend = paged_attend(model.cfg, here, positions_T, bucket, layout)
     layers_here = None if stages == 1 else jnp.clip(len(layout.model.layers) - stage * layout.slots, 0, layout.slots)
     x_TD, pool = model.run(x_TD, jnp.maximum(positions_T, 0), attend, pool, layers_here)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -10,6 +11,7 @@ from novajax.models.config import ModelConfig
 from novajax.models.sizes import ROLES, summed_dimensions
 from novajax.models.stages import Path, stage_places, staged_model
 from novajax.planner.formats import profiles
+from novajax.quant.packed import halved, packed
 from novajax.quant.profile_file import SUFFIX, Rules, unused
 from novajax.quant.profiles import format_of, rules_of
 from novajax.quant.qtensor import abstract
@@ -54,6 +56,21 @@ def quantized_state(state: nnx.State, rules: Rules, *, on_cpu: bool, layers: dic
                 raise ConfigError(f"the precision profile makes {name} {form.name}; only matrices can be quantized", param="quantization")
             contracted = summed_dimensions(str(path[-1]), variable.get_metadata("axes"))
             variable = variable.replace(abstract(tuple(variable.shape), contracted, form))
+        made.append((path, variable))
+    return nnx.from_flat_state(made)
+
+
+def native_state(cfg: ModelConfig, state: nnx.State) -> nnx.State:
+    """The state of one device as a CPU's native kernels read it (`quant.packed`): every matrix but experts and an embedding that is only
+    looked up, which stays rows. Arrays of float32 whose numbers are all bfloat16 are held as that."""
+    made = []
+    for path, variable in nnx.to_flat_state(state):
+        role, axes = str(path[-1]), variable.get_metadata("axes")
+        if role in ROLES and "experts" not in axes:
+            held = halved(variable.get_value())
+            multiplied = role != "embed" or cfg.tied_embedding
+            variable = variable.replace(packed(held, summed_dimensions(role, axes)) if multiplied else held)
+            jax.block_until_ready(jax.tree.leaves(variable))  # one after the other: each original is given up before the next
         made.append((path, variable))
     return nnx.from_flat_state(made)
 

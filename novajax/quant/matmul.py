@@ -11,11 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from novajax.quant import packed
 from novajax.quant.dot import dot
+from novajax.quant.packed import Packed
 from novajax.quant.qtensor import QTensor, dequantized
 from novajax.quant.watched import Watched
 
-Weight = nnx.Param | jax.Array | QTensor
+Weight = nnx.Param | jax.Array | QTensor | Packed
 
 
 def einsum(equation: str, x: jax.Array, weight: Weight, *, dtype: jnp.dtype | None = None) -> jax.Array:
@@ -29,7 +31,9 @@ def einsum(equation: str, x: jax.Array, weight: Weight, *, dtype: jnp.dtype | No
     held = value_of(weight)
     if isinstance(held, Watched):
         held = held.met(left, right, x)
-    if isinstance(held, QTensor):
+    if isinstance(held, Packed):
+        out = packed.product(left, right, result, x, held)
+    elif isinstance(held, QTensor):
         out = dot(left, right, result, x, held)
     else:
         summed = [letter for letter in right if letter in left]
@@ -53,6 +57,8 @@ def pick(weight: Weight, index: jax.Array) -> jax.Array | QTensor:
 def rows(weight: Weight, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """[*index.shape, D] of `dtype`: rows of an embedding [V, D]."""
     held = value_of(weight)
+    if isinstance(held, Packed):
+        return packed.rows(held, index, dtype)
     if isinstance(held, QTensor):
         block = (1,) * index.ndim + held.block[1:]
         return dequantized(QTensor(held.values[index], held.scale[index], block, held.format)).astype(dtype)

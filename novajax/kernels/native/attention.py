@@ -1,0 +1,46 @@
+"""`kernels.attention.paged_attention` on a CPU, over pages where they lie: no gather, and nothing read behind what queries see."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from novajax.kv.pool import Paged
+
+_NO_SCALE = np.zeros(0, np.float32)
+
+
+def paged_attention(
+    q_XYNH: jax.Array,  # float32 or bfloat16
+    keys: Paged,
+    values: Paged,
+    layer: int,
+    tables_XW: jax.Array,
+    positions_XY: jax.Array,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    shards: int = 1,
+    shard: jax.Array | int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """(out f32[X, Y, N, H], log of the sum of exponentials f32[X, Y, N]) as the plain definition has them, for any pages; `shards` is 1."""
+    if shards != 1:
+        raise ValueError("native attention sees whole pages")
+    shape = q_XYNH.shape
+    call = jax.ffi.ffi_call(
+        "novajax_paged_attention", (jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:3], jnp.float32))
+    )
+    found = call(
+        q_XYNH,
+        keys.numbers,
+        _NO_SCALE if keys.scale is None else keys.scale,
+        values.numbers,
+        _NO_SCALE if values.scale is None else values.scale,
+        tables_XW.astype(jnp.int32),
+        positions_XY.astype(jnp.int32),
+        layer=np.int64(layer),
+        scale=np.float32(scale),
+        window=np.int64(window or 0),
+        softcap=np.float32(softcap or 0.0),
+    )
+    return found[0], found[1]
