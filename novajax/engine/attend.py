@@ -11,8 +11,7 @@ from jax import lax
 
 from novajax.engine.buckets import Bucket
 from novajax.engine.layout import Layout
-from novajax.kernels import context
-from novajax.kernels.attention import paged_attention, write_pages
+from novajax.kernels import attention, context
 from novajax.kernels.native import attention as native
 from novajax.kv.pool import KVPool
 from novajax.models.attention import Attend
@@ -29,7 +28,7 @@ _PAGED = (None, None, "kv_heads", None, None)
 
 def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Array, bucket: Bucket, layout: Layout) -> Attend:
     """The `attend` of a serving step. `x` is the unpacked plan."""
-    shards, read = layout.context, native.paged_attention if layout.native else paged_attention
+    shards, kernels = layout.context, native if layout.native else attention
     s, r, part = bucket.decode_rows, bucket.prefill_rows, bucket.chunk_tokens // shards
 
     def attend(layer: int, q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, pool: KVPool) -> tuple[jax.Array, KVPool]:
@@ -42,13 +41,13 @@ def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Arr
             def store(held: KVPool, k: Rounded, v: Rounded, at_XY: jax.Array, tables_XW: jax.Array) -> KVPool:
                 pages, page = held.keys.pages, held.keys.page_tokens
                 where = [a.reshape(-1) for a in context.places(at_XY, tables_XW, page, pages, shards, shard)]
-                return KVPool(write_pages(held.keys, layer, *k, *where), write_pages(held.values, layer, *v, *where))
+                return KVPool(kernels.write_pages(held.keys, layer, *k, *where), kernels.write_pages(held.values, layer, *v, *where))
 
             def store_chunk(part_of: tuple[Rounded, Rounded], source: jax.Array, held: KVPool) -> KVPool:
                 return store(held, *part_of, chunk_positions(x, part, source), x["prefill_table"])
 
             def look(q_XYNH: jax.Array, tables_XW: jax.Array, at_XY: jax.Array) -> tuple[jax.Array, jax.Array]:
-                return read(q_XYNH, held.keys, held.values, layer, tables_XW, at_XY, shard=shard, **how)
+                return kernels.paged_attention(q_XYNH, held.keys, held.values, layer, tables_XW, at_XY, shard=shard, **how)
 
             # All writes come before all reads, or XLA would have to keep a copy of the pool for the reads between.
             at_S1 = positions_T[:s, None]

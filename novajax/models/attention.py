@@ -15,7 +15,7 @@ from novajax.models.config import ModelConfig
 from novajax.models.norm import RMSNorm
 from novajax.models.rope import rotate
 from novajax.models.weight import bias, weight
-from novajax.quant.matmul import einsum
+from novajax.quant.matmul import einsum, einsums
 
 Attend = Callable[[int, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 """(layer, q_TNH, k_TKH, v_TKH, cache) -> (out_TNH, cache). q and k come rotated and normalised; the function applies the
@@ -40,9 +40,7 @@ class Attention(nnx.Module):
 
     def __call__(self, layer: int, x_TD: jax.Array, turn: tuple[jax.Array, jax.Array], attend: Attend, cache: Any) -> tuple[jax.Array, Any]:
         """One layer's attention over x; `turn` is the (cos, sin) of these positions."""
-        q_TNH = einsum("td,dnh->tnh", x_TD, self.q)
-        k_TKH = einsum("td,dkh->tkh", x_TD, self.k)
-        v_TKH = einsum("td,dkh->tkh", x_TD, self.v)
+        q_TNH, k_TKH, v_TKH = einsums(("td,dnh->tnh", "td,dkh->tkh", "td,dkh->tkh"), x_TD, (self.q, self.k, self.v))
         if self.q_bias is not None and self.k_bias is not None and self.v_bias is not None:
             q_TNH, k_TKH, v_TKH = q_TNH + self.q_bias.get_value(), k_TKH + self.k_bias.get_value(), v_TKH + self.v_bias.get_value()
         if self.q_norm is not None and self.k_norm is not None:

@@ -6,7 +6,7 @@ from flax import nnx
 
 from novajax.models.config import Activation, Dense, ModelConfig
 from novajax.models.weight import bias, weight
-from novajax.quant.matmul import einsum
+from novajax.quant.matmul import einsum, einsums
 
 
 def activate(kind: Activation, x: jax.Array) -> jax.Array:
@@ -33,7 +33,7 @@ class MLP(nnx.Module):
         self.down_bias = bias((cfg.embed,), ("embed",), dtype) if cfg.mlp_bias else None
 
     def __call__(self, x_TD: jax.Array) -> jax.Array:
-        gate, up = einsum("td,df->tf", x_TD, self.gate), einsum("td,df->tf", x_TD, self.up)
+        gate, up = einsums(("td,df->tf", "td,df->tf"), x_TD, (self.gate, self.up))
         if self.gate_bias is not None and self.up_bias is not None:
             gate, up = gate + self.gate_bias.get_value(), up + self.up_bias.get_value()
         down = einsum("tf,fd->td", activate(self.activation, gate) * up, self.down)

@@ -4,6 +4,7 @@ Invariants: products accumulate in float32 (quantized ones may in int32); float3
 device (accelerators would otherwise round them to TF32). It does not know layers, meshes or files.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ def einsum(equation: str, x: jax.Array, weight: Weight, *, dtype: jnp.dtype | No
     if isinstance(held, Watched):
         held = held.met(left, right, x)
     if isinstance(held, Packed):
-        out = packed.product(left, right, result, x, held)
+        (out,) = packed.products([equation], x, [held])
     elif isinstance(held, QTensor):
         out = dot(left, right, result, x, held)
     else:
@@ -43,6 +44,14 @@ def einsum(equation: str, x: jax.Array, weight: Weight, *, dtype: jnp.dtype | No
         found = [letter for letter in left + right if letter not in summed]
         out = jnp.transpose(out, [found.index(letter) for letter in result])
     return out.astype(x.dtype if dtype is None else dtype)
+
+
+def einsums(equations: Sequence[str], x: jax.Array, weights: Sequence[Weight]) -> list[jax.Array]:
+    """`einsum` of one x by several weights, all in x's dtype: one pass over x where their form has that."""
+    held = [value_of(weight) for weight in weights]
+    if all(isinstance(one, Packed) for one in held):
+        return [out.astype(x.dtype) for out in packed.products(equations, x, held)]
+    return [einsum(equation, x, weight) for equation, weight in zip(equations, weights, strict=True)]
 
 
 def pick(weight: Weight, index: jax.Array) -> jax.Array | QTensor:

@@ -6,6 +6,7 @@ It stands where the array or QTensor stood. Invariants: the numbers are those of
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from novajax.kernels.native import matmul
-from novajax.quant.aqt import quantize
 from novajax.quant.qtensor import QTensor
 
 _MOST_SUMMED = 65_000
@@ -23,11 +23,10 @@ _MOST_SUMMED = 65_000
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """Arrays, or what stands for them. Scales and sums are filled up to whole panels."""
+    """Arrays, or what stands for them."""
 
     panels: Any
-    scale: Any  # float32 [N], or [groups, N]; None where the numbers are the weight
-    sums: Any  # int32 [N] of int8 weights that meet int8 activations, else None
+    scale: Any  # as `kernels.native.matmul.products` takes it
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     summed: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     """Dimensions that the product sums over."""
@@ -59,33 +58,36 @@ def has_native_form(weight: Any, summed: tuple[int, ...]) -> bool:
     return _groups_are_even(weight, summed)
 
 
-def product(left: str, right: str, result: str, x: jax.Array, weight: Packed) -> jax.Array:
-    """float32 of einsum(f"{left},{right}->{result}"); x has one letter that the weight lacks, the rows."""
+def products(equations: Sequence[str], x: jax.Array, weights: Sequence[Packed]) -> list[jax.Array]:
+    """float32 of einsum(equation, x, weight) for each weight, in one call where they are alike. x has one letter that a weight lacks, the
+    rows, and the same letters in every equation."""
+    if len({(w.panels.dtype, w.panels.shape[1], w.group, w.activations, w.summed) for w in weights}) > 1:
+        return [out for equation, weight in zip(equations, weights, strict=True) for out in products([equation], x, [weight])]
+    left, right, _ = _letters(equations[0])
     (row,) = (letter for letter in left if letter not in right)
-    inner = [right[i] for i in weight.summed]
-    own = [letter for letter in right if letter not in inner]
-    rows = x.transpose([left.index(letter) for letter in (row, *inner)])
-    rows = rows.reshape(rows.shape[0], -1)
-    row_scale = None
-    if weight.activations == "int8":
-        rows, scale = quantize(rows, (1, rows.shape[1]), "int8")
-        row_scale = scale[:, 0]
-    elif weight.panels.dtype != jnp.bfloat16:
-        rows = rows.astype(jnp.float32)
-    k = weight.panels.shape[1] * matmul.INPUTS[str(weight.panels.dtype)]
-    rows = jnp.pad(rows, [(0, 0), (0, k - rows.shape[1])])
-    sizes = [size for i, size in enumerate(weight.shape) if i not in weight.summed]
-    out = matmul.product(rows, row_scale, weight.panels, weight.scale, weight.sums, math.prod(sizes), weight.group)
-    found = [row, *own]
-    return jnp.transpose(out.reshape(-1, *sizes), [found.index(letter) for letter in result])
+    flat = x.transpose([left.index(letter) for letter in (row, *(right[i] for i in weights[0].summed))])
+    sizes = [[size for i, size in enumerate(w.shape) if i not in w.summed] for w in weights]
+    outs = matmul.products(
+        flat.reshape(flat.shape[0], -1),
+        [(w.panels, w.scale) for w in weights],
+        list(map(math.prod, sizes)),
+        group=weights[0].group,
+        rounded=weights[0].activations == "int8",
+    )
+    shaped = []
+    for equation, weight, size, out in zip(equations, weights, sizes, outs, strict=True):
+        _, right, result = _letters(equation)
+        found = [row, *(letter for i, letter in enumerate(right) if i not in weight.summed)]
+        shaped.append(jnp.transpose(out.reshape(-1, *size), [found.index(letter) for letter in result]))
+    return shaped
 
 
 def rows(weight: Packed, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """[*index.shape, D] of `dtype`: rows of an embedding [V, D] whose product sums over D."""
     found = matmul.unpack_rows(weight.panels, index)
     if weight.scale is not None:
-        scale = weight.scale[..., index]
-        by = jnp.repeat(jnp.moveaxis(scale, 0, -1), weight.group, axis=-1) if weight.group else scale[..., None]
+        scale = weight.scale[:, index]
+        by = jnp.repeat(jnp.moveaxis(scale, 0, -1), weight.group, axis=-1) if weight.group else scale[0, ..., None]
         found = found.astype(jnp.float32) * by
     return found[..., : weight.shape[1]].astype(dtype)
 
@@ -112,17 +114,22 @@ def _packed(weight: Any, summed: tuple[int, ...]) -> Packed:
 
     static: Any = {"shape": tuple(weight.shape), "summed": summed}
     if not isinstance(weight, QTensor):
-        return Packed(matmul.pack(flat(weight, k)), None, None, **static, group=0, activations="float")
+        return Packed(matmul.pack(flat(weight, k)), None, **static, group=0, activations="float")
     groups = math.prod(weight.scale.shape[i] for i in summed)
-    scale = flat(weight.scale, groups)
-    scale = jnp.pad(scale, [(0, 0), (0, -scale.shape[1] % matmul.PANEL)])
-    numbers, acts = flat(weight.values, k), weight.format.activations
+    numbers, scale, group = flat(weight.values, k), flat(weight.scale, groups), 0
     if weight.format.kind == "int8":
-        sums = jnp.sum(numbers, axis=0, dtype=jnp.int32)
-        sums = jnp.pad(sums, (0, -sums.shape[0] % matmul.PANEL)) if acts == "int8" else None
-        return Packed(matmul.pack(numbers), scale[0], sums, **static, group=0, activations=acts)
-    group = -(-k // 8) * 8 if groups == 1 else math.prod(weight.block[i] for i in summed)
-    return Packed(matmul.pack(numbers, group), scale, None, **static, group=group, activations=acts)
+        sums = jnp.sum(numbers, axis=0, dtype=jnp.int32)  # below 2^24: a float32 holds them exactly
+        scale = jnp.stack([scale[0], sums.astype(jnp.float32)])
+    else:
+        group = -(-k // 8) * 8 if groups == 1 else math.prod(weight.block[i] for i in summed)
+    scale = jnp.pad(scale, [(0, 0), (0, -scale.shape[1] % matmul.PANEL)])
+    return Packed(matmul.pack(numbers, max(1, group)), scale, **static, group=group, activations=weight.format.activations)
+
+
+def _letters(equation: str) -> tuple[str, str, str]:
+    operands, _, result = equation.partition("->")
+    left, right = operands.split(",")
+    return left, right, result
 
 
 def _groups_are_even(weight: QTensor, summed: tuple[int, ...]) -> bool:

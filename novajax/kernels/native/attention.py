@@ -1,4 +1,4 @@
-"""`kernels.attention.paged_attention` on a CPU, over pages where they lie: no gather, and nothing read behind what queries see."""
+"""`kernels.attention` on a CPU, over pages where they lie: no gather, no loop over written rows, nothing read behind what queries see."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,18 @@ import numpy as np
 from novajax.kv.pool import Paged
 
 _NO_SCALE = np.zeros(0, np.float32)
+
+
+def write_pages(
+    held: Paged, layer: int, numbers_TKH: jax.Array, scale_TK: jax.Array | None, pages_T: jax.Array, offsets_T: jax.Array
+) -> Paged:
+    """As the plain definition; in place: the pages must not be needed as they were."""
+
+    def put(array: jax.Array, rows: jax.Array) -> jax.Array:
+        call = jax.ffi.ffi_call("novajax_write_pages", jax.ShapeDtypeStruct(array.shape, array.dtype), input_output_aliases={0: 0})
+        return call(array, rows.astype(array.dtype), pages_T.astype(jnp.int32), offsets_T.astype(jnp.int32), layer=np.int64(layer))
+
+    return Paged(put(held.numbers, numbers_TKH), None if scale_TK is None else put(held.scale, scale_TK))
 
 
 def paged_attention(

@@ -18,7 +18,7 @@ import structlog
 
 from novajax.core.private import is_private
 
-TARGETS = ("novajax_matmul", "novajax_paged_attention")
+TARGETS = ("novajax_matmul", "novajax_paged_attention", "novajax_write_pages")
 """Names of the custom calls: symbols of the library."""
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared")
 _COMPILERS = ("g++", "clang++", "c++")

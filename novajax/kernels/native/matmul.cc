@@ -1,4 +1,4 @@
-// Rows of activations times a packed weight: `novajax_matmul` (see `kernels/native/matmul.py` for shapes and for what each kind is).
+// Rows of activations times packed weights: `novajax_matmul` (see `kernels/native/matmul.py` for shapes and for what each kind is).
 //
 // A weight lies in panels of 64 outputs; a panel is a row of steps, a step is 256 bytes: four vectors of sixteen lanes, an output in each
 // lane, with as many consecutive inputs in a lane as fit into its 32 bits. So a panel is read once, in order, by one thread.
@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "activations.h"
 #include "threads.h"
 #include "vectors.h"
 
@@ -134,16 +135,17 @@ struct Int8ByInt4 {
   }
 };
 
+// Activations as a kind takes them, and one of the weights that they meet.
 struct Product {
   const void* x;  // [rows, inputs]
-  int64_t rows, inputs, outputs, panels;
-  const char* weights;     // [panels, inputs / kInputs, 256 bytes]
-  const float* scale;      // [groups, panels * 64], or nothing
-  const float* row_scale;  // [rows], or nothing
-  const int32_t* sums;     // [panels * 64] of the weights, for int8 by int8
-  int64_t group;           // inputs that share a scale, where there are groups
-  float* out;              // [rows, outputs]
-  std::vector<int32_t> group_sums;  // [rows, groups] of the activations, for int8 by int4
+  int64_t rows, inputs;
+  const float* row_scale;     // [rows], or nothing
+  const int32_t* group_sums;  // [rows, groups] of the activations, for int8 by int4
+  int64_t group;              // inputs that share a scale; 0: all
+  int64_t outputs, panels;
+  const char* weights;  // [panels, inputs / kInputs, 256 bytes]
+  const float* scale;   // [groups, panels * 64]; for int8 the scales, then the sums of the weights over the inputs; or nothing
+  float* out;           // [rows, outputs]
 };
 
 // R rows of one panel over the steps [first, last): sums go on from those at `held`, or begin at zero.
@@ -225,7 +227,7 @@ void Panel(const Product& p, int64_t panel, int64_t first_row, int64_t rows) {
       for (int j = 0; j < kVectors; ++j) {
         F16 sum;
         if constexpr (std::is_same_v<Sum, I16>) {
-          sum = ToFloat(held[r * kVectors + j] - 128 * Load<I16>(p.sums + panel * kPanel + j * kLanes));
+          sum = ToFloat(held[r * kVectors + j] - 128 * __builtin_convertvector(Load<F16>(scale + p.panels * kPanel + j * kLanes), I16));
         } else {
           sum = held[r * kVectors + j];
         }
@@ -245,60 +247,60 @@ void Panel(const Product& p, int64_t panel, int64_t first_row, int64_t rows) {
 }
 
 template <typename Kind>
-void Multiply(ffi::ThreadPool& pool, const Product& p) {
-  const int64_t chunks = (p.rows + kChunkRows - 1) / kChunkRows;
-  const int64_t bytes = p.inputs / Kind::kInputs * kStepBytes * std::min<int64_t>(p.rows, kChunkRows);
-  ParallelFor(pool, p.panels * chunks, std::max<int64_t>(1, kThreadBytes / std::max<int64_t>(1, bytes)), [&](int64_t item) {
+void Multiply(ffi::ThreadPool& pool, const std::vector<Product>& products) {
+  const Product& one = products.front();
+  const int64_t chunks = (one.rows + kChunkRows - 1) / kChunkRows;
+  const int64_t bytes = one.inputs / Kind::kInputs * kStepBytes * std::min<int64_t>(one.rows, kChunkRows);
+  int64_t panels = 0;
+  for (const Product& p : products) panels += p.panels;
+  ParallelFor(pool, panels * chunks, std::max<int64_t>(1, kThreadBytes / std::max<int64_t>(1, bytes)), [&](int64_t item) {
     const int64_t first = item % chunks * kChunkRows;
-    Panel<Kind>(p, item / chunks, first, std::min(kChunkRows, p.rows - first));
+    int64_t panel = item / chunks;
+    const Product* p = products.data();
+    for (; panel >= p->panels; ++p) panel -= p->panels;
+    Panel<Kind>(*p, panel, first, std::min(kChunkRows, p->rows - first));
   });
 }
 
-void SumGroups(ffi::ThreadPool& pool, Product& p) {
-  const int64_t groups = p.inputs / p.group;
-  p.group_sums.resize(p.rows * groups);
-  ParallelFor(pool, p.rows, 64, [&](int64_t row) {
-    const auto* x = static_cast<const int8_t*>(p.x) + row * p.inputs;
-    for (int64_t group = 0; group < groups; ++group) {
-      int32_t sum = 0;
-      for (int64_t at = group * p.group; at < (group + 1) * p.group; ++at) sum += x[at];
-      p.group_sums[row * groups + group] = sum;
-    }
-  });
-}
-
-ffi::Error Run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer row_scale, ffi::AnyBuffer weights, ffi::AnyBuffer scale,
-               ffi::AnyBuffer sums, int64_t group, ffi::Result<ffi::AnyBuffer> out) {
-  Product p;
-  p.x = x.untyped_data();
+// x [rows, inputs], then each weight and its scales; a result for each weight.
+ffi::Error Run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs weights, int64_t group, bool rounded, ffi::RemainingRets out) {
+  static thread_local Activations rows;
+  static thread_local std::vector<Product> products;
+  const auto first = weights.get<ffi::AnyBuffer>(0);
+  if (!first) return first.error();
+  const ffi::DataType type = first->element_type();
+  const bool half = x.element_type() == ffi::BF16 && type == ffi::BF16;
+  const int64_t filled = first->dimensions()[1] * InputsOf(type);
+  Product p{};
   p.rows = x.dimensions()[0];
-  p.inputs = x.dimensions()[1];
-  p.outputs = out->dimensions()[1];
-  p.panels = weights.dimensions()[0];
-  p.weights = static_cast<const char*>(weights.untyped_data());
-  p.scale = scale.element_count() ? static_cast<const float*>(scale.untyped_data()) : nullptr;
-  p.row_scale = row_scale.element_count() ? static_cast<const float*>(row_scale.untyped_data()) : nullptr;
-  p.sums = static_cast<const int32_t*>(sums.untyped_data());
-  p.group = group;
-  p.out = static_cast<float*>(out->untyped_data());
   if (p.rows == 0) return ffi::Error::Success();
-  const auto kind = std::make_pair(x.element_type(), weights.element_type());
-  const auto is = [&](ffi::DataType one, ffi::DataType other) { return kind == std::make_pair(one, other); };
-  if (is(ffi::F32, ffi::F32)) {
-    Multiply<FloatByFloat>(pool, p);
-  } else if (is(ffi::F32, ffi::BF16)) {
-    Multiply<FloatByForm<Bf16Form>>(pool, p);
-  } else if (is(ffi::BF16, ffi::BF16)) {
-    Multiply<Bf16ByBf16>(pool, p);
-  } else if (is(ffi::F32, ffi::S8)) {
-    Multiply<FloatByForm<Int8Form>>(pool, p);
-  } else if (is(ffi::S8, ffi::S8)) {
-    Multiply<Int8ByInt8>(pool, p);
-  } else if (is(ffi::F32, ffi::U8) && group > 0) {
-    Multiply<FloatByForm<Int4Form>>(pool, p);
-  } else if (is(ffi::S8, ffi::U8) && group > 0) {
-    SumGroups(pool, p);
-    Multiply<Int8ByInt4>(pool, p);
+  p.inputs = filled;
+  p.group = group;
+  p.x = Prepare(pool, x, rounded, half, filled, group, rows);
+  p.row_scale = rounded ? rows.scale.data() : nullptr;
+  p.group_sums = rows.group_sums.data();
+  products.clear();
+  for (size_t i = 0; i < out.size(); ++i) {
+    const auto panels = weights.get<ffi::AnyBuffer>(2 * i), scale = weights.get<ffi::AnyBuffer>(2 * i + 1);
+    const auto result = out.get<ffi::AnyBuffer>(i);
+    if (!panels) return panels.error();
+    if (!scale) return scale.error();
+    if (!result) return result.error();
+    p.weights = static_cast<const char*>(panels->untyped_data());
+    p.panels = panels->dimensions()[0];
+    p.scale = scale->element_count() ? static_cast<const float*>(scale->untyped_data()) : nullptr;
+    p.out = static_cast<float*>((*result)->untyped_data());
+    p.outputs = (*result)->dimensions()[1];
+    products.push_back(p);
+  }
+  if (type == ffi::F32 && !rounded) {
+    Multiply<FloatByFloat>(pool, products);
+  } else if (type == ffi::BF16 && !rounded) {
+    half ? Multiply<Bf16ByBf16>(pool, products) : Multiply<FloatByForm<Bf16Form>>(pool, products);
+  } else if (type == ffi::S8) {
+    rounded ? Multiply<Int8ByInt8>(pool, products) : Multiply<FloatByForm<Int8Form>>(pool, products);
+  } else if (type == ffi::U8 && group > 0) {
+    rounded ? Multiply<Int8ByInt4>(pool, products) : Multiply<FloatByForm<Int4Form>>(pool, products);
   } else {
     return ffi::Error::InvalidArgument("novajax_matmul: no product of these types");
   }
@@ -312,9 +314,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(novajax_matmul, novajax::Run,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .RemainingArgs()
                                   .Attr<int64_t>("group")
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Attr<bool>("rounded")
+                                  .RemainingRets());

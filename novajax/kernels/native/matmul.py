@@ -11,6 +11,8 @@ halves of a step's four bytes are its first four k.
 | int8 | int8, int4 | int32, inside a group |
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ import numpy as np
 PANEL = 64
 INPUTS = {"float32": 1, "bfloat16": 2, "int8": 4, "uint8": 8}
 """k in a step, by the type that the panels have."""
-_NOTHING = {dtype: np.zeros(0, dtype) for dtype in (np.float32, np.int32)}
+_NO_SCALE = np.zeros(0, np.float32)
 
 
 def pack(weight_KN: jax.Array, multiple: int = 1) -> jax.Array:
@@ -46,27 +48,15 @@ def unpack_rows(panels: jax.Array, index: jax.Array) -> jax.Array:
     return found.reshape(*index.shape, -1)
 
 
-def product(
-    x_TK: jax.Array,
-    row_scale_T: jax.Array | None,
-    panels: jax.Array,
-    scale_GN: jax.Array | None,
-    sums_N: jax.Array | None,
-    outputs: int,
-    group: int = 0,
-) -> jax.Array:
-    """float32 [T, outputs]. K as filled up; scales and sums are filled up to whole panels.
+def products(
+    x_TK: jax.Array, weights: Sequence[tuple[jax.Array, jax.Array | None]], outputs: Sequence[int], *, group: int = 0, rounded: bool = False
+) -> list[jax.Array]:
+    """float32 [T, outputs] for each weight (panels, scale); all have one K, type and group. x is float32 or bfloat16.
 
-    `group`: k that share a scale, a multiple of 8 (int4); 0: a scale for each output, or none. `sums_N`: of int8 weights over k, for int8
-    activations.
+    `scale`: float32 [groups, N] where `group` k share one (a multiple of 8, for int4); for int8 [2, N]: the scales, and the sums of the
+    weight over k; None: the numbers are the weight. N is filled up to whole panels. `rounded`: x goes in as int8, each row with a scale
+    of its own, as `quant.aqt.quantize` rounds it; a row that is not finite gives NaN.
     """
-    call = jax.ffi.ffi_call("novajax_matmul", jax.ShapeDtypeStruct((x_TK.shape[0], outputs), jnp.float32))
-    nothing, no_sums = _NOTHING[np.float32], _NOTHING[np.int32]
-    return call(
-        x_TK,
-        nothing if row_scale_T is None else row_scale_T,
-        panels,
-        nothing if scale_GN is None else scale_GN,
-        no_sums if sums_N is None else sums_N,
-        group=np.int64(group),
-    )
+    shapes = [jax.ShapeDtypeStruct((x_TK.shape[0], n), jnp.float32) for n in outputs]
+    arrays = [array for panels, scale in weights for array in (panels, _NO_SCALE if scale is None else scale)]
+    return list(jax.ffi.ffi_call("novajax_matmul", shapes)(x_TK, *arrays, group=np.int64(group), rounded=rounded))
