@@ -50,10 +50,11 @@ inline void Round(const ffi::AnyBuffer& x, int64_t row, int64_t inputs, int64_t 
   const bool sound = Sum(zero) == 0;
   rows.scale[row] = sound ? scale : std::nanf("");
   auto* to = reinterpret_cast<int8_t*>(rows.x.data()) + row * filled;
-  for (int64_t i = 0; i < filled; ++i) {
-    const float value = std::min(127.f, std::max(-127.f, wide[i] * by));
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    const F16 value = Max(Load<F16>(wide.data() + i) * by, Spread<F16>(-127.f)), clipped = value < 127.f ? value : Spread<F16>(127.f);
     // Adding 1.5 x 2^23 leaves the nearest whole number, ties to even, in the low bits.
-    to[i] = static_cast<int8_t>(As<int32_t>(value + 12582912.f));
+    const Bytes16 bytes = __builtin_convertvector(As<I16>(clipped + 12582912.f), Bytes16);
+    std::memcpy(to + i, &bytes, std::min<int64_t>(kLanes, filled - i));
   }
   for (int64_t at = 0; group && at < filled; at += group) {
     int32_t sum = 0;

@@ -35,18 +35,21 @@ struct Pages {
   void Read(int64_t layer, int64_t page_id, int64_t head, int64_t first, int64_t count, int64_t width, float* to) const {
     const int64_t block = ((layer * pages + page_id) * heads + head) * page + first;
     const char* from = numbers + block * Row();
+    const int64_t vectors = dim / kLanes * kLanes;
     for (int64_t token = 0; token < count; ++token, from += Row(), to += width) {
       const float by = scale == nullptr ? 1.f : scale[block + token];
       if (type == ffi::F32) {
         std::memcpy(to, from, dim * 4);
       } else if (type == ffi::BF16) {
-        for (int64_t h = 0; h < dim; ++h) {
+        for (int64_t h = 0; h < vectors; h += kLanes) Store(to + h, WidenBf16(from + 2 * h));
+        for (int64_t h = vectors; h < dim; ++h) {
           uint16_t half;
           std::memcpy(&half, from + 2 * h, 2);
           to[h] = As<float>(static_cast<uint32_t>(half) << 16);
         }
       } else if (type == ffi::S8) {
-        for (int64_t h = 0; h < dim; ++h) to[h] = static_cast<int8_t>(from[h]) * by;
+        for (int64_t h = 0; h < vectors; h += kLanes) Store(to + h, WidenInt8(from + h) * by);
+        for (int64_t h = vectors; h < dim; ++h) to[h] = static_cast<int8_t>(from[h]) * by;
       } else if (type == ffi::U8) {  // two int4 in a byte, the first half of a row in the low bits
         for (int64_t h = 0; h < dim / 2; ++h) {
           to[h] = static_cast<int8_t>(static_cast<uint8_t>(from[h]) << 4) / 16 * by;
@@ -56,6 +59,12 @@ struct Pages {
         for (int64_t h = 0; h < dim; ++h) to[h] = FromE4m3(static_cast<uint8_t>(from[h])) * by;
       }
     }
+  }
+
+  // The block that a thread reads next comes from memory while it works on this one.
+  void Fetch(int64_t layer, int64_t page_id, int64_t head, int64_t first, int64_t count) const {
+    const char* from = numbers + (((layer * pages + page_id) * heads + head) * page + first) * Row();
+    for (int64_t byte = 0; byte < count * Row(); byte += 64) __builtin_prefetch(from + byte, 0, 2);
   }
 
   static float FromE4m3(uint8_t v) {  // bias 7, no infinities; NaN never gets into a page
@@ -103,7 +112,9 @@ template <int J>
 void WeighAll(int64_t queries, const float* scores, const float* values, int64_t tokens, int64_t width, float* out) {
   int64_t r = 0;
   for (; r + 4 <= queries; r += 4) Weigh<4, J>(scores + r * kTile, values, tokens, width, out + r * width);
-  for (; r < queries; ++r) Weigh<1, J>(scores + r * kTile, values, tokens, width, out + r * width);
+  if (queries - r == 3) Weigh<3, J>(scores + r * kTile, values, tokens, width, out + r * width);
+  if (queries - r == 2) Weigh<2, J>(scores + r * kTile, values, tokens, width, out + r * width);
+  if (queries - r == 1) Weigh<1, J>(scores + r * kTile, values, tokens, width, out + r * width);
 }
 
 // scores[r][t] = q[r] . k[t], tokens rounded up to whole vectors.
@@ -140,8 +151,10 @@ void Attend(const Call& c, int64_t x, int64_t head, int64_t first, int64_t last)
   const int64_t groups = c.heads / c.keys.heads, queries = (last - first) * groups;
   s.q.assign(queries * width, 0.f);
   s.out.assign(queries * width, 0.f);
-  s.k.assign(kTile * width, 0.f);
-  s.v.assign(kTile * width, 0.f);
+  if (static_cast<int64_t>(s.k.size()) != kTile * width) {
+    s.k.assign(kTile * width, 0.f);
+    s.v.assign(kTile * width, 0.f);
+  }
   s.scores.resize(queries * kTile);
   s.best.assign(queries, kMasked);
   s.total.assign(queries, 0.f);
@@ -174,6 +187,12 @@ void Attend(const Call& c, int64_t x, int64_t head, int64_t first, int64_t last)
       c.values.Read(c.layer, id, head, at % page, count, width, s.v.data() + t * width);
       t += count;
     }
+    for (int64_t at = begin + tokens; at <= high && at < begin + tokens + kTile; at = (at / page + 1) * page) {
+      const int64_t id = std::clamp<int64_t>(c.tables[x * c.table + at / page], 0, c.keys.pages - 1);
+      const int64_t count = std::min({page - at % page, high + 1 - at, begin + tokens + kTile - at});
+      c.keys.Fetch(c.layer, id, head, at % page, count);
+      c.values.Fetch(c.layer, id, head, at % page, count);
+    }
     Score(queries, s.q.data(), s.k.data(), tokens, width, s.scores.data());
     for (int64_t r = 0; r < queries; ++r) {
       float* scores = s.scores.data() + r * kTile;
@@ -181,8 +200,7 @@ void Attend(const Call& c, int64_t x, int64_t head, int64_t first, int64_t last)
       const int64_t from = c.window ? to - c.window + 1 : 0;
       F16 best = Spread<F16>(kMasked);
       for (int64_t t = 0; t < kTile; t += kLanes) {
-        I16 lane;
-        for (int i = 0; i < kLanes; ++i) lane[i] = static_cast<int32_t>(t + i);
+        const I16 lane = kIota + static_cast<int32_t>(t);
         F16 score = Load<F16>(scores + t);
         if (c.softcap > 0) {
           const F16 size = score < 0.f ? -score : score;

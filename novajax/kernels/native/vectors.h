@@ -42,6 +42,22 @@ inline To As(From v) {
   return to;
 }
 
+typedef int8_t Bytes16 __attribute__((vector_size(16)));
+typedef uint16_t Halves16 __attribute__((vector_size(32)));
+
+// Sixteen bfloat16, or int8, as floats.
+inline F16 WidenBf16(const void* from) {
+  Halves16 v;
+  std::memcpy(&v, from, sizeof(v));
+  return As<F16>(__builtin_convertvector(v, U16) << 16);
+}
+
+inline F16 WidenInt8(const void* from) {
+  Bytes16 v;
+  std::memcpy(&v, from, sizeof(v));
+  return __builtin_convertvector(v, F16);
+}
+
 inline F16 ToFloat(I16 v) { return __builtin_convertvector(v, F16); }
 
 inline F16 Fma(F16 a, F16 b, F16 sum) {
@@ -97,12 +113,15 @@ inline void Transpose(F16 (&v)[kLanes]) {
   }
 }
 
+constexpr I16 kIota = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 inline F16 Max(F16 a, F16 b) { return a > b ? a : b; }
 
 inline float Max(F16 v) {
-  float best = v[0];
-  for (int lane = 1; lane < kLanes; ++lane) best = v[lane] > best ? v[lane] : best;
-  return best;
+  v = Max(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
+  v = Max(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7));
+  v = Max(v, __builtin_shufflevector(v, v, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3));
+  return v[0] > v[1] ? v[0] : v[1];
 }
 
 // e^v to about one unit in the last place for v in [-87, 0], 0 below: 2^n times a Taylor series of e^r, |r| <= ln(2) / 2.
