@@ -1,6 +1,7 @@
 """A CPU's native kernels against the plain definitions. Skipped, saying so, where no compiler is."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,7 @@ FORMS = [CacheFormat(), CacheFormat("int8", "int8"), CacheFormat("int8", "int4")
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.keys}-{form.values}")
 @pytest.mark.parametrize(("queries", "how"), [(1, {}), (20, {}), (1, {"window": 21}), (20, {"window": 21, "softcap": 3.0})])
-def test_attention_equals_the_plain_one(form: CacheFormat, queries: int, how: dict[str, float]):
+def test_attention_equals_the_plain_one(form: CacheFormat, queries: int, how: dict[str, Any]):
     heads, kv_heads, head_dim, page, width = 6, 2, 24, 16, 8
     pool = filled_pool(form, kv_heads, head_dim, page, pages=40)
     q = normal(3, 3, queries, heads, head_dim)

@@ -21,7 +21,7 @@ from novajax.core.private import is_private
 TARGETS = ("novajax_matmul", "novajax_paged_attention", "novajax_write_pages")
 """Names of the custom calls: symbols of the library."""
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared")
-_COMPILERS = ("g++", "clang++", "c++")
+COMPILERS = ("g++", "clang++", "c++")
 _BUILD_S = 300
 
 
@@ -46,7 +46,7 @@ def sources() -> list[Path]:
 
 
 def _built(folder: Path) -> Path | None:
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         return None
     path = folder / f"native-{_key(compiler)}.so"
