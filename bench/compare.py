@@ -10,6 +10,7 @@ Examples:
 """
 
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("prompt_tokens", 128, "prompt length", lower_bound=1)
     flags.DEFINE_integer("output_tokens", 128, "answer length", lower_bound=2)
     flags.DEFINE_list("batch_sizes", ["1", "16"], "sequences at once")
+    flags.DEFINE_string("engine_flags", "", "more flags for our engine, like '--dtype=bfloat16 --quantization=int8'")
     flags.DEFINE_float("timeout_s", 1800.0, "most seconds for one measurement")
 
 
@@ -55,7 +57,7 @@ def ours(model: Path, batch: int) -> dict[str, float]:
     """Medians are taken over rounds, so one repetition each."""
     command = [sys.executable, "-m", "bench.throughput", f"--model={model}", f"--requests={batch}", f"--concurrency={batch}"]
     command += [f"--prompt_tokens={FLAGS.prompt_tokens}", f"--output_tokens={FLAGS.output_tokens}"]
-    command += ["--repetitions=1", "--noprobe", "--json", f"--max_rows={batch}"]
+    command += ["--repetitions=1", "--noprobe", "--json", f"--max_rows={batch}", *shlex.split(FLAGS.engine_flags)]
     return run_json(command, FLAGS.timeout_s)["results"][0]
 
 
