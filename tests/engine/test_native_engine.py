@@ -11,11 +11,12 @@ from novajax.kernels.native import library
 
 MODEL = str(Path(__file__).parents[2] / "checkpoints" / "nova-small")
 PROMPTS = ["Once upon a time", "The cat and the dog", "What is 12 + 30?"]
-SMALL = {"max_rows": 2, "max_context_tokens": 128, "chunk_tokens": 32, "deterministic": True, "quantization": "int8", "kv_cache_dtype": "int8"}
+SHAPE = {"max_rows": 2, "max_context_tokens": 128, "chunk_tokens": 32, "deterministic": True}
+PRECISION = {"quantization": "int8", "kv_cache_dtype": "int8"}
 
 
 def answers(**options) -> list[tuple[int, ...]]:
-    with LLM(MODEL, **SMALL, **options) as llm:
+    with LLM(MODEL, **SHAPE, **PRECISION, **options) as llm:
         return [tuple(output.tokens) for output in llm.generate(PROMPTS, SamplingParams(temperature=0.0, max_tokens=24))]
 
 
