@@ -22,6 +22,7 @@ from absl import app, flags, logging
 
 from novajax.core.errors import ConfigError
 from novajax.telemetry.progress import Progress, Report, Silent, quantity, seconds
+from novajax.weights.rounding import Requantized
 
 _NOT_USABLE, _INTERRUPTED = 1, 130
 
@@ -54,6 +55,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float
     seal_s: float
     verified: bool
+    requantized: Requantized | None
+    """What became of a source that others quantized."""
 
 
 def main(_: list[str]) -> int:
@@ -76,7 +79,8 @@ def main(_: list[str]) -> int:
         sys.stderr.write(
             f"{summary.output}: {summary.source}, {summary.parameters:,} parameters in {summary.profile or summary.dtype}, "
             f"{quantity(summary.bytes, 'B')} in {summary.files} files; loaded in {seconds(summary.load_s)}, "
-            f"sealed in {seconds(summary.seal_s)}{', verified' if summary.verified else ''}; digest {summary.digest[:16]}\n"
+            f"sealed in {seconds(summary.seal_s)}{', verified' if summary.verified else ''}; "
+            f"{f'{summary.requantized}; ' if summary.requantized else ''}digest {summary.digest[:16]}\n"
         )
     return 0
 
@@ -109,6 +113,7 @@ def convert(model: str, output: Path, dtype: str, quantization: str, *, verify: 
         load_s=round(loaded.seconds, 3),
         seal_s=round(time.monotonic() - began_s, 3),
         verified=verify,
+        requantized=loaded.requantized,
     )
 
 

@@ -24,6 +24,7 @@ from novajax.telemetry.progress import Reporter
 from novajax.weights.foreign import PackedDirectory, Tensors
 from novajax.weights.leaves import Bounds, Index, Leaf, Path, bounds_of, letters
 from novajax.weights.quantizing import quantized_leaf
+from novajax.weights.rounding import Rounding
 
 PIECE_BYTES = 2 << 20
 """Read, converted and laid out at a time by one thread."""
@@ -39,8 +40,11 @@ def source_bytes(directory: Tensors, leaves: tuple[Leaf, ...]) -> int:
     return sum(leaf.host_bytes() // leaf.dtype.itemsize * _stored(directory, leaf).itemsize for leaf in leaves)
 
 
-def import_leaves(directory: Tensors, leaves: tuple[Leaf, ...], progress: Reporter) -> list[tuple[Path, jax.Array | QTensor]]:
-    """The leaves' arrays, on their devices. Raises WeightsError; nothing is left running then."""
+def import_leaves(
+    directory: Tensors, leaves: tuple[Leaf, ...], progress: Reporter, rounding: Rounding
+) -> list[tuple[Path, jax.Array | QTensor]]:
+    """The leaves' arrays, on their devices; `rounding` is told what became of numbers that others quantized. Raises WeightsError; nothing
+    is left running then."""
     room = _Room(IN_FLIGHT_BYTES)
     failed = threading.Event()
     own = threading.local()
@@ -64,9 +68,8 @@ def import_leaves(directory: Tensors, leaves: tuple[Leaf, ...], progress: Report
                 if isinstance(directory, PackedDirectory):
                     read_steps = directory.steps
                     steps = lambda bounds: _read_shard(directory, leaf, bounds, scratch, lambda _: None, read_steps)  # noqa: E731
-                return leaf.path, quantized_leaf(
-                    leaf, leaf.quantized, lambda bounds: _read_shard(directory, leaf, bounds, scratch, progress.advance), steps
-                )
+                read = lambda bounds: _read_shard(directory, leaf, bounds, scratch, progress.advance)  # noqa: E731
+                return leaf.path, quantized_leaf(leaf, leaf.quantized, read, steps, rounding)
             array = jax.make_array_from_callback(leaf.shape, leaf.sharding, shard, dtype=leaf.dtype)
             return leaf.path, jax.block_until_ready(array)
         except BaseException:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import msgspec
+import structlog
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -32,6 +33,7 @@ from novajax.weights.importer import import_leaves, source_bytes
 from novajax.weights.leaves import plan_leaves
 from novajax.weights.manifest import ARRAYS, Manifest, check_hash, is_array, spec_digest
 from novajax.weights.orbax import restore_arrays
+from novajax.weights.rounding import Requantized, Rounding
 from novajax.weights.safetensors import SafetensorsDirectory
 
 __all__ = ["Description", "LoadedModel", "describe", "load_model"]
@@ -50,6 +52,8 @@ class LoadedModel:
     bytes: int
     """Of the arrays, once, however many devices hold copies."""
     seconds: float
+    requantized: Requantized | None = None
+    """What became of the numbers of a checkpoint that others quantized; None: it was not, or is held as float."""
 
     @property
     def config(self) -> ModelConfig:
@@ -99,8 +103,12 @@ def load_model(
     stages = mesh.shape["stage"]
     graphdef, state = quantized_model(description.config, stages, dtype, quantization, on_cpu=on_cpu, rules=description.rules)
     shardings = state_shardings(mesh, state)
+    requantized = None
     if manifest is None:
-        state, content = _import(description, state, shardings, stages, progress, verify)
+        rounding = Rounding()
+        state, content = _import(description, state, shardings, stages, progress, verify, rounding)
+        if (requantized := rounding.result()) is not None:
+            structlog.get_logger().info(str(requantized), model=str(description.directory))
     else:
         if manifest.rules and stages > 1:
             raise ConfigError(
@@ -113,11 +121,12 @@ def load_model(
     ).hexdigest()
     size_bytes = sum(stored_bytes(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state))
     seconds = time.monotonic() - started_s
-    return LoadedModel(description, graphdef, state, dtype, digest if verify else f"unverified:{digest}", size_bytes, seconds)
+    named = digest if verify else f"unverified:{digest}"
+    return LoadedModel(description, graphdef, state, dtype, named, size_bytes, seconds, requantized)
 
 
 def _import(
-    description: Description, state: nnx.State, shardings: nnx.State, stages: int, progress: Report, verify: bool
+    description: Description, state: nnx.State, shardings: nnx.State, stages: int, progress: Report, verify: bool, rounding: Rounding
 ) -> tuple[nnx.State, list[Any]]:
     packed = description.packed
     with PackedDirectory(description.directory, packed) if packed else SafetensorsDirectory(description.directory) as directory:
@@ -125,7 +134,7 @@ def _import(
         leaves = plan_leaves(directory, key_map(description.foreign, description.config), state, shardings, places)
         paths = [directory.directory / file for file in directory.files]
         with FileHashes(paths if verify else ()) as hashes, progress(source_bytes(directory, leaves), "B", "load weights") as shown:
-            arrays = dict(import_leaves(directory, leaves, shown))
+            arrays = dict(import_leaves(directory, leaves, shown, rounding))
             shown.note("waiting for sha256")
             content = [[path.name, _checked_hash(path, hashes)] for path in paths] if verify else [_stat(path) for path in paths]
     filled = [(path, variable.replace(arrays[path])) for path, variable in nnx.to_flat_state(state)]

@@ -19,6 +19,7 @@ from novajax.core.errors import WeightsError
 from novajax.quant.aqt import quantize
 from novajax.quant.qtensor import QTensor
 from novajax.weights.leaves import Bounds, Index, Leaf, bounds_of
+from novajax.weights.rounding import Rounding
 
 PIECE_BYTES = 32 << 20
 """Of float32 that are quantized at a time."""
@@ -27,12 +28,16 @@ _quantize = partial(jax.jit, static_argnames=("block", "kind"))(quantize)
 
 
 def quantized_leaf(
-    leaf: Leaf, spec: QTensor, read: Callable[[Bounds], np.ndarray], steps: Callable[[Bounds], np.ndarray] | None = None
+    leaf: Leaf,
+    spec: QTensor,
+    read: Callable[[Bounds], np.ndarray],
+    steps: Callable[[Bounds], np.ndarray] | None = None,
+    rounding: Rounding | None = None,
 ) -> QTensor:
     """The leaf's values and scales on their devices; `read` gives float32 of any slice. Raises WeightsError.
 
     steps: what each number of a slice is a multiple of, of a checkpoint that was quantized already: where that is one for each block of
-    `spec` and its format holds the multiples, they are kept as they are.
+    `spec` and its format holds the multiples, they are kept as they are. `rounding` is told what became of them.
     """
     made: dict[Bounds, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -42,7 +47,7 @@ def quantized_leaf(
 
     def groups(bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
         if bounds not in made:
-            made[bounds] = _quantized(leaf, spec, bounds, read, steps)
+            made[bounds] = _quantized(leaf, spec, bounds, read, steps, rounding)
         return made[bounds]
 
     def values(index: Index | None) -> np.ndarray:
@@ -65,7 +70,12 @@ def quantized_leaf(
 
 
 def _quantized(
-    leaf: Leaf, spec: QTensor, bounds: Bounds, read: Callable[[Bounds], np.ndarray], steps: Callable[[Bounds], np.ndarray] | None
+    leaf: Leaf,
+    spec: QTensor,
+    bounds: Bounds,
+    read: Callable[[Bounds], np.ndarray],
+    steps: Callable[[Bounds], np.ndarray] | None,
+    rounding: Rounding | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     values = np.empty([stop - start for start, stop in bounds], spec.values.dtype)
     scale = np.empty([-(-(stop - start) // by) for (start, stop), by in zip(bounds, spec.block, strict=True)], np.float32)
@@ -80,6 +90,8 @@ def _quantized(
                 small, scales = (np.asarray(part) for part in _quantize(x, block=block, kind=spec.format.kind))
         if not np.isfinite(scales).all():
             raise WeightsError(f"{leaf.name}: holds values that are not finite numbers, which no format can hold")
+        if steps is not None and rounding is not None:
+            rounding.met(leaf.name, x, None if kept is not None else small.astype(np.float32) * _wide(scales, block, x.shape))
         values[_within(piece, bounds)] = small
         at = [(start - low, by) for (start, _), (low, _), by in zip(piece, bounds, spec.block, strict=True)]
         scale[tuple(slice(start // by, start // by + size) for (start, by), size in zip(at, scales.shape, strict=True))] = scales
@@ -89,10 +101,7 @@ def _quantized(
 def _kept(x: np.ndarray, steps: np.ndarray, block: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray] | None:
     """(numbers, steps of the blocks) if x is exactly that in `dtype`; None if it is not."""
     scales = steps[tuple(slice(None, None, by) for by in block)]
-    wide = scales
-    for axis, by in enumerate(block):
-        wide = np.repeat(wide, by, axis)
-    wide = wide[tuple(slice(size) for size in x.shape)]
+    wide = _wide(scales, block, x.shape)
     if not scales.all() or not np.array_equal(wide, steps):
         return None
     exact = x / wide
@@ -102,6 +111,13 @@ def _kept(x: np.ndarray, steps: np.ndarray, block: tuple[int, ...], dtype: np.dt
     numbers = whole.astype(dtype)
     held = np.abs(numbers.astype(np.float32) - exact) <= 1e-3 * np.maximum(1, np.abs(exact))
     return (numbers, scales.astype(np.float32)) if held.all() else None
+
+
+def _wide(scales: np.ndarray, block: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Each scale over its block."""
+    for axis, by in enumerate(block):
+        scales = np.repeat(scales, by, axis)
+    return scales[tuple(slice(size) for size in shape)]
 
 
 def _pieces(bounds: Bounds, block: tuple[int, ...]) -> Iterator[Bounds]:

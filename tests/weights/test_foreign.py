@@ -189,6 +189,15 @@ def test_a_scheme_stands_for_its_weights(tmp_path: Path, name: str):
             exact = np.asarray(other.get_value())
             error = np.abs(np.asarray(dequantized(held)) - exact).max() / np.abs(exact).max()
             assert error < (1e-6 if kept else 0.07 if profile == "fp8" else 0.006), path
+    lost = rounded.requantized
+    assert found.requantized is None
+    assert lost is not None
+    if kept:
+        assert (lost.kept, lost.error, lost.worst) == (1.0, 0.0, "")
+    else:
+        assert lost.kept < 1
+        assert 0 < lost.error <= lost.worst_error < (0.04 if profile == "fp8" else 0.01)
+        assert lost.worst in str(lost)
 
 
 @pytest.mark.parametrize("name", CASES)
