@@ -13,7 +13,7 @@ from novajax.engine.buckets import Bucket
 from novajax.engine.layout import Layout
 from novajax.kernels import attention, context
 from novajax.kernels.native import attention as native
-from novajax.kv.pool import KVPool
+from novajax.kv.pool import Kind, KVPool
 from novajax.models.attention import Attend
 from novajax.models.config import ModelConfig
 from novajax.parallel.island import island
@@ -51,7 +51,7 @@ def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Arr
 
             # All writes come before all reads, or XLA would have to keep a copy of the pool for the reads between.
             at_S1 = positions_T[:s, None]
-            k_T, v_T = rounded(k, pool.keys.kind), rounded(v, pool.values.kind)
+            k_T, v_T = (as_held(x, side.kind, layout.native) for x, side in ((k, pool.keys), (v, pool.values)))
 
             def of(run: slice) -> tuple[Rounded, Rounded]:
                 return jax.tree.map(lambda array: array[run], (k_T, v_T))
@@ -74,6 +74,11 @@ def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Arr
         return cut(q_TNH, k_TKH, v_TKH, pool, x, positions_T)
 
     return attend
+
+
+def as_held(x_TKH: jax.Array, kind: Kind | None, native_kernels: bool) -> Rounded:
+    """Keys or values as pages of that kind hold them."""
+    return native.round_rows(x_TKH) if native_kernels and kind == "int8" else rounded(x_TKH, kind)
 
 
 def chunk_positions(x: dict[str, jax.Array], part: int, shard: jax.Array | int) -> jax.Array:

@@ -166,6 +166,15 @@ def test_written_pages_equal_the_plain_ones(form: CacheFormat):
         jax.tree.map(np.testing.assert_array_equal, found, write(plain, side, kind))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rows_are_rounded_as_the_plain_ones(dtype):
+    x = (normal(0, 9, 3, 40) * jnp.linspace(0, 4, 9)[:, None, None]).astype(dtype)  # the first rows are zeros
+    numbers, scale = native.round_rows(x)
+    wanted, wanted_scale = rounded(x, "int8")
+    np.testing.assert_array_equal(numbers, wanted)
+    np.testing.assert_allclose(scale, np.asarray(wanted_scale), rtol=1e-6)
+
+
 def filled_pool(form: CacheFormat, kv_heads: int, head_dim: int, page: int, pages: int, dtype=jnp.float32) -> KVPool:
     pool = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_pool(2, pages, kv_heads, page, head_dim, dtype, form))
     ids, offsets = (a.reshape(-1) for a in jnp.meshgrid(jnp.arange(pages), jnp.arange(page), indexing="ij"))

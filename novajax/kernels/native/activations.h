@@ -34,7 +34,7 @@ inline void Widen(const ffi::AnyBuffer& x, int64_t row, int64_t inputs, int64_t 
 
 // A row to int8 as `quant.aqt.quantize` does: its largest magnitude at 127.5, rounded to nearest even. A row that is not finite gets the
 // scale NaN, so that its results are not numbers either.
-inline void Round(const ffi::AnyBuffer& x, int64_t row, int64_t inputs, int64_t filled, int64_t group, Activations& rows) {
+inline void Round(const ffi::AnyBuffer& x, int64_t row, int64_t inputs, int64_t filled, int8_t* to, float* row_scale) {
   static thread_local std::vector<float> wide;
   const int64_t whole = (filled + kLanes - 1) / kLanes * kLanes;
   if (static_cast<int64_t>(wide.size()) < whole) wide.resize(whole);
@@ -48,18 +48,12 @@ inline void Round(const ffi::AnyBuffer& x, int64_t row, int64_t inputs, int64_t 
   const float best = Max(most), scale = (best == 0 ? 1.f : best) / 127.5f;
   const float by = std::isinf(1.f / scale) ? 1.f : 1.f / scale;
   const bool sound = Sum(zero) == 0;
-  rows.scale[row] = sound ? scale : std::nanf("");
-  auto* to = reinterpret_cast<int8_t*>(rows.x.data()) + row * filled;
+  *row_scale = sound ? scale : std::nanf("");
   for (int64_t i = 0; i < whole; i += kLanes) {
     const F16 value = Max(Load<F16>(wide.data() + i) * by, Spread<F16>(-127.f)), clipped = value < 127.f ? value : Spread<F16>(127.f);
     // Adding 1.5 x 2^23 leaves the nearest whole number, ties to even, in the low bits.
     const Bytes16 bytes = __builtin_convertvector(As<I16>(clipped + 12582912.f), Bytes16);
     std::memcpy(to + i, &bytes, std::min<int64_t>(kLanes, filled - i));
-  }
-  for (int64_t at = 0; group && at < filled; at += group) {
-    int32_t sum = 0;
-    for (int64_t i = at; i < at + group; ++i) sum += to[i];
-    rows.group_sums[(row * filled + at) / group] = sum;
   }
 }
 
@@ -75,9 +69,16 @@ inline const void* Prepare(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, bool 
     rows.group_sums.resize(group ? count * filled / group : 0);
   }
   ParallelFor(pool, count, std::max<int64_t>(1, 32768 / std::max<int64_t>(1, inputs)), [&](int64_t row) {
-    if (rounded) return Round(x, row, inputs, filled, group, rows);
     char* to = rows.x.data() + row * filled * width;
-    if (same) {
+    if (rounded) {
+      auto* bytes = reinterpret_cast<int8_t*>(to);
+      Round(x, row, inputs, filled, bytes, &rows.scale[row]);
+      for (int64_t at = 0; group && at < filled; at += group) {
+        int32_t sum = 0;
+        for (int64_t i = at; i < at + group; ++i) sum += bytes[i];
+        rows.group_sums[(row * filled + at) / group] = sum;
+      }
+    } else if (same) {
       std::memcpy(to, static_cast<const char*>(x.untyped_data()) + row * inputs * width, inputs * width);
       std::memset(to + inputs * width, 0, (filled - inputs) * width);
     } else {

@@ -21,6 +21,13 @@ def write_pages(
     return Paged(put(held.numbers, numbers_TKH), None if scale_TK is None else put(held.scale, scale_TK))
 
 
+def round_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(int8 [..., H], float32 scales [...]) as `quant.aqt.quantize` rounds rows; NaN for the scale of a row that is not finite."""
+    shapes = (jax.ShapeDtypeStruct(x.shape, jnp.int8), jax.ShapeDtypeStruct(x.shape[:-1], jnp.float32))
+    numbers, scale = jax.ffi.ffi_call("novajax_round_rows", shapes)(x)
+    return numbers, scale
+
+
 def paged_attention(
     q_XYNH: jax.Array,  # float32 or bfloat16
     keys: Paged,

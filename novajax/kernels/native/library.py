@@ -18,7 +18,7 @@ import structlog
 
 from novajax.core.private import is_private
 
-TARGETS = ("novajax_matmul", "novajax_paged_attention", "novajax_write_pages")
+TARGETS = ("novajax_matmul", "novajax_paged_attention", "novajax_write_pages", "novajax_round_rows")
 """Names of the custom calls: symbols of the library."""
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared")
 COMPILERS = ("g++", "clang++", "c++")
