@@ -5,6 +5,7 @@ there is no compiler or no such folder, there are no native kernels, and the pla
 """
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -30,19 +31,28 @@ def register(folder: Path) -> bool:
     path = _built(folder)
     if path is None:
         return False
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        structlog.get_logger().warning("the native kernels cannot be loaded; the plain ones run", path=str(path), error=str(error))
-        return False
-    for target in TARGETS:
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
+    known = _libraries()
+    if path.name not in known:
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            structlog.get_logger().warning("the native kernels cannot be loaded; the plain ones run", path=str(path), error=str(error))
+            return False
+        for target in TARGETS:
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
+        known[path.name] = library
     return True
 
 
 def sources() -> list[Path]:
     """The C++ files, headers among them."""
     return sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".cc", ".h"))
+
+
+@functools.cache
+def _libraries() -> dict[str, ctypes.CDLL]:
+    """Those of this process, by name: XLA knows one address for each call as long as the process lives."""
+    return {}
 
 
 def _built(folder: Path) -> Path | None:
