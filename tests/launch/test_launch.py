@@ -126,7 +126,7 @@ def test_a_killed_front_end_takes_its_engine_along(served: ServedModel):
         ([f"--model={MODEL}", "--kv_bytes=900Ti"], "does not fit"),
         ([f"--model={MODEL}", "--kv_bytes=lots"], "lots"),
         ([f"--model={MODEL}", "--max_context_tokens=1000000"], "max_context_tokens"),
-        ([f"--model={MODEL}", "--dtype=bfloat16"], "bfloat16"),
+        ([f"--model={MODEL}", "--dtype=bfloat16", "--native_kernels=off"], "bfloat16"),
         ([f"--model={MODEL}", "--config=/nowhere.yaml"], "/nowhere.yaml"),
         ([], "no model"),
     ],
