@@ -21,6 +21,8 @@ from novajax.core.private import is_private
 
 TARGETS = ("novajax_matmul", "novajax_paged_attention", "novajax_write_pages", "novajax_round_rows")
 """Names of the custom calls: symbols of the library."""
+KEPT = 4
+"""Libraries that stay in a folder: those built last."""
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared")
 COMPILERS = ("g++", "clang++", "c++")
 _BUILD_S = 300
@@ -79,6 +81,8 @@ def _built(folder: Path) -> Path | None:
             log.warning("the native kernels cannot be built; the plain ones run", error=done.stderr[:500])
             return None
         made.replace(path)
+    for old in sorted(folder.glob("native-*.so"), key=lambda library: library.stat().st_mtime)[:-KEPT]:
+        old.unlink(missing_ok=True)
     return path
 
 
