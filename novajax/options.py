@@ -59,6 +59,9 @@ def define_engine_flags() -> None:
     flags.DEFINE_integer("in_flight", None, "plans on the device at once: 1 synchronous, 2 runs one ahead (default)", lower_bound=1)
     flags.DEFINE_bool("prefix_cache", None, "share the KV of equal prompt beginnings (default yes)")
     flags.DEFINE_bool("deterministic", None, "one step shape only: the same bits alone and in a crowd (default no)")
+    flags.DEFINE_enum(
+        "speculation", None, ["auto", "off", "lookup"], "who guesses next tokens; auto (default): the text itself, while it pays"
+    )
     flags.DEFINE_bool("verify_hashes", None, "check the hashes of a sealed model on load (default yes)")
     flags.DEFINE_string("trace_file", None, "where to write the last steps' times at the end, for Perfetto (default nowhere)")
     flags.DEFINE_enum("native_kernels", None, ["auto", "on", "off"], "C++ kernels on a CPU; auto (default): where a compiler builds them")

@@ -90,7 +90,7 @@ class FakeExecutor:
             case "raise":
                 raise RuntimeError("told to fail")
             case "token":
-                wrong = {slot: TokenResult((result.token + 1) % VOCAB) for slot, result in pending.tokens.items()}
+                wrong = {slot: TokenResult(((result.tokens[0] + 1) % VOCAB,)) for slot, result in pending.tokens.items()}
                 return FakeResult(pending.number, wrong)
         return pending
 
@@ -102,7 +102,7 @@ class FakeExecutor:
         held[start:] = tokens
         if draw is not None:
             self._last[slot] = token = next_token(held, draw)
-            drawn[slot] = TokenResult(token)
+            drawn[slot] = TokenResult((token,))
 
 
 class FakeBuilt(msgspec.Struct, frozen=True):

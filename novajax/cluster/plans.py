@@ -88,4 +88,4 @@ def digest(body: bytes) -> bytes:
 
 def drawn(landed: Landed) -> bytes:
     """Digest of a step's tokens by slot."""
-    return digest(msgspec.msgpack.encode(sorted((slot, result.token) for slot, result in landed.tokens.items())))
+    return digest(msgspec.msgpack.encode(sorted((slot, result.tokens) for slot, result in landed.tokens.items())))

@@ -55,6 +55,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prefix_cache: bool = True
     deterministic: bool = False
     """One bucket for every step: an answer has the same bits alone and in a crowd, at the cost of padding."""
+    speculation: Literal["auto", "off", "lookup"] = "auto"
+    """Who guesses the next tokens, so that one step can bring several. lookup: what followed the same tokens before in the sequence; auto:
+    lookup, where steps can have guesses (one stage, not deterministic). Answers are the same; guesses rest while they do not pay."""
     compile_cache: str = ""
     """Directory of kept programs, which must be this user's alone: it holds code. Empty: none."""
     native_kernels: Literal["auto", "on", "off"] = "auto"

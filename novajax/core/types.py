@@ -194,6 +194,9 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_hit_tokens: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    drafted_tokens: int = 0
+    """Guesses of next tokens that were checked, and those of them that were right."""
+    accepted_tokens: int = 0
     preemptions: int = 0
     aborted_queued: int = 0
     """Sequences aborted before they ever had a place, before their first token, and after it."""

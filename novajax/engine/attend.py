@@ -29,7 +29,7 @@ _PAGED = (None, None, "kv_heads", None, None)
 def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Array, bucket: Bucket, layout: Layout) -> Attend:
     """The `attend` of a serving step. `x` is the unpacked plan."""
     shards, kernels = layout.context, native if layout.native else attention
-    s, r, part = bucket.decode_rows, bucket.prefill_rows, bucket.chunk_tokens // shards
+    s, y, r, part = bucket.decode_tokens, 1 + bucket.drafts, bucket.prefill_rows, bucket.chunk_tokens // shards
 
     def attend(layer: int, q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, pool: KVPool) -> tuple[jax.Array, KVPool]:
         window = cfg.layers[layer].window
@@ -50,16 +50,16 @@ def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Arr
                 return kernels.paged_attention(q_XYNH, held.keys, held.values, layer, tables_XW, at_XY, shard=shard, **how)
 
             # All writes come before all reads, or XLA would have to keep a copy of the pool for the reads between.
-            at_S1 = positions_T[:s, None]
+            at_SY = positions_T[:s].reshape(-1, y)
             k_T, v_T = (as_held(x, side.kind, layout.native) for x, side in ((k, pool.keys), (v, pool.values)))
 
             def of(run: slice) -> tuple[Rounded, Rounded]:
                 return jax.tree.map(lambda array: array[run], (k_T, v_T))
 
-            held = store(pool, *of(slice(s)), at_S1, x["decode_table"])
+            held = store(pool, *of(slice(s)), at_SY, x["decode_table"])
             if r:
                 held = context.share(of(slice(s, None)), store_chunk, held, shards)
-            out = context.split(look(q[:s, None], x["decode_table"], at_S1), shards)[:, 0]
+            out = context.split(look(q[:s].reshape(-1, y, *q.shape[1:]), x["decode_table"], at_SY), shards).reshape(s, *q.shape[1:])
             if r:
                 chunks = context.ring(
                     q[s:].reshape(r, part, *q.shape[1:]),

@@ -1,14 +1,19 @@
 """The short table of step shapes, of one data partition. Everything the engine will ever run is in it, and compiled before it says ready.
 
-A bucket is (S decode rows) + (R prefill rows x C chunk tokens), W pages of table per row. Prefill pairs with the smallest
+A bucket is (S decode rows x 1 + K tokens) + (R prefill rows x C chunk tokens), W pages of table per row. Prefill pairs with the smallest
 S (one row of prefill) and the largest S only: between them padding costs less than one more program. For the same reason
-logits come in two heights, `sample_rows`.
+logits come in two heights, `sample_rows`. Guesses (K > 0) take the place of rows that are not there: S x (1 + K) is at most the largest S.
 """
 
 import msgspec
 
 from novajax.core.config import EngineConfig
 from novajax.core.errors import ConfigError
+
+MOST_DRAFTS = 7
+"""Guesses in a row's step: the next ones would seldom count, and eight tokens fill the units that products are made of."""
+LEAST_DRAFTS = 3
+"""With fewer a step more seldom pays than it costs a program."""
 
 
 class Bucket(msgspec.Struct, frozen=True, order=True):
@@ -20,20 +25,27 @@ class Bucket(msgspec.Struct, frozen=True, order=True):
     table_pages: int
     score: bool = False
     """Also returns the logits of every prefill token (prompt log probabilities)."""
+    drafts: int = 0
+    """K: guesses that a decode row may have behind its token."""
+
+    @property
+    def decode_tokens(self) -> int:
+        return self.decode_rows * (1 + self.drafts)
 
     @property
     def rows(self) -> int:
-        """Rows that may draw a token: X = S + R."""
-        return self.decode_rows + self.prefill_rows
+        """Rows that may draw a token: X = S x (1 + K) + R."""
+        return self.decode_tokens + self.prefill_rows
 
     @property
     def tokens(self) -> int:
-        return self.decode_rows + self.prefill_rows * self.chunk_tokens
+        return self.decode_tokens + self.prefill_rows * self.chunk_tokens
 
     @property
     def name(self) -> str:
         prefill = f" + prefill {self.prefill_rows}x{self.chunk_tokens}" if self.prefill_rows else ""
-        return f"decode {self.decode_rows}{prefill}, {self.table_pages} pages{', scored' if self.score else ''}"
+        drafts = f" x {1 + self.drafts}" if self.drafts else ""
+        return f"decode {self.decode_rows}{drafts}{prefill}, {self.table_pages} pages{', scored' if self.score else ''}"
 
 
 class BucketTable(msgspec.Struct, frozen=True):
@@ -44,6 +56,8 @@ class BucketTable(msgspec.Struct, frozen=True):
     score: tuple[int, int]
     table_pages: tuple[int, ...]
     deterministic: bool = False
+    drafts: tuple[tuple[int, int], ...] = ()
+    """(S, K) of steps with guesses."""
 
     def buckets(self) -> tuple[Bucket, ...]:
         """Every program to compile, the ones a first request needs first."""
@@ -56,22 +70,25 @@ class BucketTable(msgspec.Struct, frozen=True):
         first = [Bucket(few, rows, chunk, wide) for rows, chunk in self.prefill if rows == 1 and few < many]
         decode = [Bucket(rows, 0, 0, pages) for rows in self.decode_rows for pages in self.table_pages]
         mixed = [Bucket(many, rows, chunk, wide) for rows, chunk in self.prefill]
-        return (*first, *decode, *mixed, Bucket(many, *self.score, wide, True))
+        drafting = [Bucket(rows, 0, 0, wide, drafts=drafts) for rows, drafts in self.drafts]
+        return (*first, *decode, *drafting, *mixed, Bucket(many, *self.score, wide, True))
 
     def sample_rows(self, bucket: Bucket) -> int:
         """Rows of logits that a step of `bucket` hands to the sampler, padding included."""
         heights = sorted({self.decode_rows[0] + 1, self.decode_rows[-1] + max(rows for rows, _ in self.prefill)})
         return next(height for height in heights if height >= bucket.rows)
 
-    def choose(self, decode_rows: int, prefill: tuple[int, int] | None, pages: int, score: bool) -> Bucket:
+    def choose(self, decode_rows: int, prefill: tuple[int, int] | None, pages: int, score: bool, drafts: int = 0) -> Bucket:
         """The smallest bucket that holds a plan. Raises ConfigError if none does: a scheduler that left its shapes."""
         fits = [
             b
             for b in self.buckets()
             if b.decode_rows >= decode_rows and b.table_pages >= pages and b.score == score and self._prefill_fits(b, prefill)
+            if b.drafts >= drafts
         ]
         if not fits:
-            raise ConfigError(f"no bucket holds {decode_rows} decode rows, prefill {prefill}, {pages} pages, score={score}")
+            wanted = f"{decode_rows} decode rows, prefill {prefill}, {pages} pages, score={score}, {drafts} guesses"
+            raise ConfigError(f"no bucket holds {wanted}")
         return min(fits, key=lambda b: (b.tokens, b.table_pages))
 
     def _prefill_fits(self, bucket: Bucket, prefill: tuple[int, int] | None) -> bool:
@@ -83,7 +100,7 @@ class BucketTable(msgspec.Struct, frozen=True):
 def make_table(config: EngineConfig, max_request_tokens: int, *, on_cpu: bool) -> BucketTable:
     """The table for a model whose longest request is `max_request_tokens`.
 
-    Raises ConfigError when rows or chunks cannot be cut evenly over the mesh.
+    Raises ConfigError when rows or chunks cannot be cut evenly over the mesh, and for guesses where there can be none.
     """
     mesh = config.mesh
     if config.max_rows % mesh.data:
@@ -93,11 +110,13 @@ def make_table(config: EngineConfig, max_request_tokens: int, *, on_cpu: bool) -
     chunk = min(config.chunk_tokens, widest * config.page_tokens * mesh.context)
     if chunk % mesh.context:
         raise ConfigError(f"chunk_tokens={chunk} is not a multiple of context={mesh.context}", param="chunk_tokens")
+    drafting = speculates(config)
     if config.deterministic:
         return BucketTable((most_rows,), ((1, chunk),), (1, chunk), (widest,), True)
     # One row matters on a CPU: its float32 products run at memory speed, those of two to four rows at half of that or less.
     rows = _ladder(1, most_rows, 4 if on_cpu else 2)
     widths = tuple(sorted({max(1, widest // 4), widest})) if on_cpu else (widest,)
+    drafts = draft_shapes(rows) if drafting else ()
     if mesh.stage > 1:
         # A chunk keeps its place on the token axis from stage to stage, so all steps have the same prefill block.
         return BucketTable(rows, ((1, chunk),), (1, chunk), widths)
@@ -106,7 +125,22 @@ def make_table(config: EngineConfig, max_request_tokens: int, *, on_cpu: bool) -
     prefill = {(1, small), (1, chunk)} | ({several} if several[0] > 1 else set())
     prefill = {(r, -(-c // mesh.context) * mesh.context) for r, c in prefill}
     score = (1, -(-min(chunk, 64) // mesh.context) * mesh.context)
-    return BucketTable(rows, tuple(sorted(prefill, key=lambda s: (s[0] * s[1], s))), score, widths)
+    return BucketTable(rows, tuple(sorted(prefill, key=lambda s: (s[0] * s[1], s))), score, widths, drafts=drafts)
+
+
+def speculates(config: EngineConfig) -> bool:
+    """Whether steps may have guesses. Raises ConfigError where they are asked for and cannot be: how far such a step gets is known only
+    when it has left the pipeline, and its bits are those of another shape."""
+    can = config.mesh.stage == 1 and not config.deterministic
+    if config.speculation == "lookup" and not can:
+        raise ConfigError("speculation works with one pipeline stage and without deterministic", param="speculation")
+    return can and config.speculation != "off"
+
+
+def draft_shapes(decode_rows: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """The (S, K) of steps with guesses, which take the place of rows that are not there."""
+    shapes = [(rows, min(MOST_DRAFTS, decode_rows[-1] // rows - 1)) for rows in decode_rows]
+    return tuple(shape for shape in shapes if shape[1] >= LEAST_DRAFTS)
 
 
 def _ladder(low: int, high: int, factor: int) -> tuple[int, ...]:

@@ -188,6 +188,7 @@ def make_scheduler(config: EngineConfig, loaded: LoadedModel, capacity: Capacity
         decode=table.decode_rows,
         prefill=table.prefill,
         score=table.score,
+        drafts=table.drafts,
         step_tokens=table.decode_rows[-1] + largest,
         fixed=table.deterministic,
     )

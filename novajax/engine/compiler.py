@@ -142,4 +142,4 @@ def lower_forward(
     def step(leaves: tuple[jax.Array, ...], *state: Any) -> Any:
         return forward(graphdef, jax.tree.unflatten(structure, leaves), *state, layout=layout, bucket=bucket, rows=rows)
 
-    return jax.jit(step, donate_argnums=(1, 2), out_shardings=results).lower(tuple(leaves), pool, transit, last_tokens, packed)
+    return jax.jit(step, donate_argnums=(1, 2), out_shardings=results).lower(tuple(leaves), pool, transit, last_tokens, None, packed)

@@ -6,6 +6,7 @@ never decides anything: plans come from the scheduler, shapes from the table.
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from novajax.engine import inputs
 from novajax.engine.buckets import Bucket, BucketTable
 from novajax.engine.compiler import Programs
 from novajax.engine.layout import EVERYWHERE, PACKED, Layout
-from novajax.engine.sampler import END_IDS, GREEDY_BELOW, SamplingState, Variant
+from novajax.engine.sampler import END_IDS, GREEDY_BELOW, WRONG_GUESS, SamplingState, Variant
 from novajax.engine.step import Stepped, Transit
 from novajax.kv.pool import KVPool
 from novajax.scheduler.plan import DecodeRow, Draw, PrefillRow, Seat, StepPlan, TokenResult, by_partition
@@ -116,13 +117,15 @@ class Executor:
         decode = by_partition(plan.decode, self._slots, partitions)
         prefill = by_partition(plan.prefill, self._slots, partitions)
         for partition in range(partitions):
-            rows = [*enumerate(decode[partition]), *enumerate(prefill[partition], start=bucket.decode_rows)]
-            for x, row in rows:
+            first = partition * height
+            rows = [(first + i * (1 + bucket.drafts), 1 + len(row.drafts), row) for i, row in enumerate(decode[partition])]
+            rows += [(first + bucket.decode_tokens + i, 1, row) for i, row in enumerate(prefill[partition])]
+            for at, most, row in rows:
                 if row.last:
-                    at = partition * height + x
-                    token = int(tokens[at])
-                    logprobs = None if scores is None or row.draw.logprobs < 0 else _logprobs(token, at, scores, row.draw.logprobs)
-                    results[row.slot] = TokenResult(token, logprobs)
+                    drawn = tuple(takewhile(lambda token: token != WRONG_GUESS, tokens[at : at + most].tolist()))
+                    wanted = () if scores is None or row.draw.logprobs < 0 else enumerate(drawn, start=at)
+                    logprobs = tuple(_logprobs(token, x, scores or [], row.draw.logprobs) for x, token in wanted)
+                    results[row.slot] = TokenResult(drawn, logprobs)
             for r, row in enumerate(prefill[partition] if prompt_scores is not None else ()):
                 first = (partition * bucket.prefill_rows + r) * bucket.chunk_tokens
                 followers = enumerate((*row.tokens[1:], row.following), start=first) if row.score else ()
@@ -145,6 +148,7 @@ class Executor:
             max((plan.prefill_shape for plan in inside if plan.prefill_shape), default=None),
             max((len(row.pages) for _, of in rows for row in of), default=1),
             any(row.score for plan in inside for row in plan.prefill),
+            max((len(row.drafts) for plan in inside for row in plan.decode), default=0),
         )
 
     def _score(self, logits_XV: jax.Array, tokens_X: jax.Array) -> tuple[jax.Array, ...]:
@@ -152,7 +156,7 @@ class Executor:
 
     def _forward(self, forward: Any, bucket: Bucket) -> Stepped:
         packed = np.stack([inputs.pack(plan, bucket, self._layout.data, self._slots) for plan in self._inside], axis=1)
-        stepped = forward(self._weights, self._pool, self._transit, self._state.last_tokens, self._layout.upload(packed, PACKED))
+        stepped = forward(self._weights, self._pool, self._transit, self._state.last_tokens, None, self._layout.upload(packed, PACKED))
         self._pool, self._transit = stepped.pool, stepped.transit
         return stepped
 

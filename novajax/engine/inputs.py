@@ -19,7 +19,11 @@ from novajax.scheduler.plan import DecodeRow, Draw, PrefillRow, StepPlan, by_par
 PADDING = -1
 """Position of a row or token that does not exist."""
 
-DRAW_INTS = ("slot", "position", "top_k", "seed_low", "seed_high", "ban_ends")
+DRAW_INTS = ("slot", "position", "top_k", "seed_low", "seed_high", "ban_ends", "guess")
+"""guess: the token that the row before must have drawn for this one to count; negative: it counts anyway. The step writes it: a draft
+model's guesses never leave the device."""
+GUESS_COLUMN = DRAW_INTS.index("guess")
+NO_GUESS = -1
 DRAW_FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
 DRAW_COLUMNS = len(DRAW_INTS) + len(DRAW_FLOATS)
 
@@ -27,12 +31,13 @@ DRAW_COLUMNS = len(DRAW_INTS) + len(DRAW_FLOATS)
 def fields(bucket: Bucket) -> dict[str, tuple[int, ...]]:
     """Name -> shape, in the order of the upload."""
     s, r, c, w = bucket.decode_rows, bucket.prefill_rows, bucket.chunk_tokens, bucket.table_pages
+    y = 1 + bucket.drafts
     layout: dict[str, tuple[int, ...]] = {
         "decode_slot": (s,),
-        "decode_token": (s,),  # negative: the slot's last token, which is still on the device
-        "decode_position": (s,),
+        "decode_token": (s, y),  # negative: the slot's last token, and guesses behind it, which are still on the device
+        "decode_position": (s, y),
         "decode_table": (s, w),
-        "draws": (s + r, DRAW_COLUMNS),
+        "draws": (s * y + r, DRAW_COLUMNS),
     }
     if r:
         layout |= {"prefill_start": (r,), "prefill_length": (r,), "prefill_tokens": (r, c), "prefill_table": (r, w)}
@@ -86,13 +91,17 @@ def _pack_one(packed: np.ndarray, bucket: Bucket, slots: int, decode: Sequence[D
     views["decode_position"][:] = PADDING
     views["decode_slot"][:] = slots
     views["draws"][:, DRAW_INTS.index("slot")] = slots
+    views["draws"][:, GUESS_COLUMN] = NO_GUESS
     if decode:
         held = len(decode)
         views["decode_slot"][:held] = [row.slot % slots for row in decode]
-        views["decode_token"][:held] = [row.input for row in decode]
-        views["decode_position"][:held] = [row.position for row in decode]
+        views["decode_token"][:held, 0] = [row.input for row in decode]
+        views["decode_position"][:held, 0] = [row.position for row in decode]
         for i, row in enumerate(decode):
             views["decode_table"][i, : len(row.pages)] = row.pages
+            if count := len(row.drafts):
+                views["decode_token"][i, 1 : 1 + count] = row.drafts
+                views["decode_position"][i, 1 : 1 + count] = range(row.position + 1, row.position + 1 + count)
     for i, row in enumerate(prefill):
         count = len(row.tokens)
         views["prefill_start"][i] = row.start
@@ -101,12 +110,17 @@ def _pack_one(packed: np.ndarray, bucket: Bucket, slots: int, decode: Sequence[D
         views["prefill_table"][i, : len(row.pages)] = row.pages
         if bucket.score:
             views["targets"][i * bucket.chunk_tokens : i * bucket.chunk_tokens + count] = (*row.tokens[1:], row.following)
-    drawing = [(i, row, row.position + 1) for i, row in enumerate(decode) if row.last]
-    drawing += [(bucket.decode_rows + i, row, row.start + len(row.tokens)) for i, row in enumerate(prefill) if row.last]
+    drawing = [
+        (i * (1 + bucket.drafts) + j, row, row.position + 1 + j, bool(row.ban_ends > j))
+        for i, row in enumerate(decode)
+        if row.last
+        for j in range(1 + len(row.drafts))
+    ]
+    drawing += [(bucket.decode_tokens + i, row, row.start + len(row.tokens), row.ban_ends > 0) for i, row in enumerate(prefill) if row.last]
     if drawing:
-        at = [i for i, _, _ in drawing]
-        ints = [_draw_ints(row.draw, row.slot % slots, position, row.ban_ends) for _, row, position in drawing]
-        floats = np.array([_draw_floats(row.draw) for _, row, _ in drawing], np.float32)
+        at = [i for i, *_ in drawing]
+        ints = [_draw_ints(row.draw, row.slot % slots, *rest) for _, row, *rest in drawing]
+        floats = np.array([_draw_floats(row.draw) for _, row, *_ in drawing], np.float32)
         views["draws"][at] = np.concatenate([np.array(ints, np.int32), floats.view(np.int32)], axis=1)
 
 
@@ -114,7 +128,7 @@ def _draw_ints(draw: Draw, slot: int, position: int, ban_ends: bool) -> tuple[in
     """In the order of DRAW_INTS; the halves of the seed as signed words."""
     seed = draw.seed
     low, high = (seed & 0xFFFFFFFF ^ 0x80000000) - 0x80000000, (seed >> 32 & 0xFFFFFFFF ^ 0x80000000) - 0x80000000
-    return (slot, position, draw.top_k, low, high, ban_ends)
+    return (slot, position, draw.top_k, low, high, ban_ends, NO_GUESS)
 
 
 def _draw_floats(draw: Draw) -> tuple[float, ...]:

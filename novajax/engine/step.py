@@ -1,4 +1,4 @@
-"""The one step program: S decode rows and R x C prefill tokens on one token axis, through the decoder, to logits.
+"""The one step program: S decode rows of 1 + K tokens and R x C prefill tokens on one token axis, through the decoder, to logits.
 
 Prefill, chunked prefill, mixed batches and decode are this function with other integers. Only attention sees that there
 are two blocks. Padding has position -1: its KV is dropped and nothing reads its result.
@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 
 from novajax.engine.attend import chunk_positions, paged_attend
 from novajax.engine.buckets import Bucket
-from novajax.engine.inputs import unpack
+from novajax.engine.inputs import GUESS_COLUMN, NO_GUESS, unpack
 from novajax.engine.layout import DECODE_TRANSIT, PACKED, PREFILL_TRANSIT, ROWS, Layout, pool_specs
 from novajax.kv.pool import KVPool
 from novajax.models.decoder import Decoder
@@ -63,6 +63,7 @@ def forward(
     pool: KVPool,
     transit: Transit | None,
     last_tokens: jax.Array,  # i32[slots], the newest token of every slot
+    guesses: jax.Array | None,  # i32[slots, K or more], a draft model's; None: there is none
     packed: jax.Array,  # i32[data, stages, words], `inputs.pack` of the plans in the pipeline
     *,
     layout: Layout,
@@ -72,17 +73,17 @@ def forward(
     """One step. Donates: pool, transit."""
     body = partial(_forward, graphdef, layout=layout, bucket=bucket, rows=rows)
     if layout.alone:
-        return body(weights, pool, transit, last_tokens, packed)
+        return body(weights, pool, transit, last_tokens, guesses, packed)
     specs = jax.tree.map(partial(only, MANUAL_AXES), result_specs(pool, transit is not None, bucket.score), is_leaf=_is_spec)
     cut = jax.shard_map(
         body,
         mesh=layout.mesh,
-        in_specs=(_weight_specs(weights, layout.stages), specs.pool, specs.transit, ROWS, PACKED),
+        in_specs=(_weight_specs(weights, layout.stages), specs.pool, specs.transit, ROWS, ROWS, PACKED),
         out_specs=specs,
         axis_names=set(MANUAL_AXES),
         check_vma=False,
     )
-    return cut(weights, pool, transit, last_tokens, packed)
+    return cut(weights, pool, transit, last_tokens, guesses, packed)
 
 
 def result_specs(pool: KVPool, staged: bool, scored: bool) -> Any:
@@ -102,6 +103,7 @@ def _forward(
     pool: KVPool,
     transit: Transit | None,
     last_tokens: jax.Array,
+    guesses: jax.Array | None,
     packed: jax.Array,
     *,
     layout: Layout,
@@ -114,7 +116,9 @@ def _forward(
     stage = lax.axis_index("stage") if stages > 1 else 0
     shard = lax.axis_index("context") if layout.context > 1 else 0
     here = unpack(lax.dynamic_index_in_dim(packed[0], stage, 0, keepdims=False), bucket)
-    x_TD = _embed(model, _tokens(unpack(packed[0, 0], bucket), last_tokens, bucket, layout.context, shard), stage, stages)
+    entering = unpack(packed[0, 0], bucket)
+    tokens_SY = decode_tokens(entering, last_tokens, guesses)
+    x_TD = _embed(model, _tokens(entering, tokens_SY, bucket, layout.context, shard), stage, stages)
     if transit is not None:
         x_TD = jnp.where(stage == 0, x_TD, _arrived(transit, bucket, layout.context))
     positions_T = _positions(here, bucket, layout.context, shard)
@@ -125,7 +129,10 @@ def _forward(
     leaving = unpack(packed[0, stages - 1], bucket)
     logits_XV = _logits(model, _drawing(x_TD, leaving, bucket, layout.context, shard), stages)
     padding = ((0, rows - bucket.rows), (0, 0))
-    draws = jnp.pad(leaving["draws"], padding, constant_values=last_tokens.shape[0])  # the slot past the end: draws into nothing
+    drawn = leaving["draws"]
+    if bucket.drafts:  # guesses are of one stage: what enters leaves
+        drawn = drawn.at[: bucket.decode_tokens, GUESS_COLUMN].set(tokens_SY.at[:, 0].set(NO_GUESS).reshape(-1))
+    draws = jnp.pad(drawn, padding, constant_values=last_tokens.shape[0])  # the slot past the end: draws into nothing
     scored = Scored(_logits(model, _chunks(x_TD, bucket, layout.context), stages), leaving["targets"]) if bucket.score else None
     moving = None if transit is None else _departed(transit, hand_on(x_TD, stages), bucket, layout.context)
     return Stepped(pool, moving, jnp.pad(logits_XV, padding), draws, scored)
@@ -149,10 +156,18 @@ def _own_layers(weights: Any, stages: int) -> Any:
     return nnx.from_flat_state([(path, v.replace(v.get_value()[0]) if is_staged(path, stages) else v) for path, v in flat])
 
 
-def _tokens(x: dict[str, jax.Array], last_tokens: jax.Array, bucket: Bucket, shards: int, shard: jax.Array | int) -> jax.Array:
+def decode_tokens(x: dict[str, jax.Array], last_tokens: jax.Array, guesses: jax.Array | None) -> jax.Array:
+    """i32[S, 1 + K]: the token and the guesses of each decode row, those that never left the device among them."""
+    given_SY = x["decode_token"]
+    held_SY = last_tokens.at[x["decode_slot"]].get(mode="clip")[:, None]
+    if guesses is not None:
+        held_SY = jnp.concatenate([held_SY, guesses.at[x["decode_slot"]].get(mode="clip")], axis=1)[:, : given_SY.shape[1]]
+    return jnp.where(given_SY < 0, held_SY, given_SY)
+
+
+def _tokens(x: dict[str, jax.Array], tokens_SY: jax.Array, bucket: Bucket, shards: int, shard: jax.Array | int) -> jax.Array:
     """i32[T]: the token ids of a plan's step, this shard's part of each chunk."""
-    held = last_tokens.at[x["decode_slot"]].get(mode="clip")
-    tokens_S = jnp.where(x["decode_token"] < 0, held, x["decode_token"])
+    tokens_S = tokens_SY.reshape(-1)
     if not bucket.prefill_rows:
         return tokens_S
     part = bucket.chunk_tokens // shards
@@ -162,7 +177,7 @@ def _tokens(x: dict[str, jax.Array], last_tokens: jax.Array, bucket: Bucket, sha
 
 def _positions(x: dict[str, jax.Array], bucket: Bucket, shards: int, shard: jax.Array | int) -> jax.Array:
     """i32[T], -1 for padding."""
-    positions_S = x["decode_position"]
+    positions_S = x["decode_position"].reshape(-1)
     if not bucket.prefill_rows:
         return positions_S
     return jnp.concatenate([positions_S, chunk_positions(x, bucket.chunk_tokens // shards, shard).reshape(-1)])
@@ -183,7 +198,7 @@ def _drawing(x_TD: jax.Array, leaving: dict[str, jax.Array], bucket: Bucket, sha
     """[X, D]: the decode rows and the last token of each chunk, which one context shard has."""
     if not bucket.prefill_rows:
         return x_TD
-    s, part = bucket.decode_rows, bucket.chunk_tokens // shards
+    s, part = bucket.decode_tokens, bucket.chunk_tokens // shards
     last_R = jnp.maximum(leaving["prefill_length"] - 1, 0)
     at_R = s + jnp.arange(bucket.prefill_rows) * part + last_R % part
     rows_RD = x_TD[at_R]
@@ -194,7 +209,7 @@ def _drawing(x_TD: jax.Array, leaving: dict[str, jax.Array], bucket: Bucket, sha
 
 def _chunks(x_TD: jax.Array, bucket: Bucket, shards: int) -> jax.Array:
     """[R * C, D]: all tokens of the prefill block."""
-    chunks = x_TD[bucket.decode_rows :].reshape(bucket.prefill_rows, bucket.chunk_tokens // shards, -1)
+    chunks = x_TD[bucket.decode_tokens :].reshape(bucket.prefill_rows, bucket.chunk_tokens // shards, -1)
     if shards > 1:
         chunks = lax.all_gather(chunks, "context", axis=1, tiled=True)
     return chunks.reshape(-1, x_TD.shape[1])

@@ -20,6 +20,8 @@ class Shapes(msgspec.Struct, frozen=True, kw_only=True):
     """Allowed S, ascending; a 0 lets steps without decode rows have no decode block."""
     prefill: tuple[tuple[int, int], ...]
     """Allowed (R, C)."""
+    drafts: tuple[tuple[int, int], ...] = ()
+    """(S, K) of steps with guesses: no prefill block, up to K guesses in each decode row; ascending. Only with `speculation`."""
     score: tuple[int, int] | None = None
     """(R, C) of a step that scores a prompt, which holds one prefill row; None: prompts cannot be scored."""
     step_tokens: int
@@ -53,6 +55,10 @@ class Shapes(msgspec.Struct, frozen=True, kw_only=True):
         """The smallest allowed S that holds `rows`."""
         return next(size for size in self.decode if size >= rows)
 
+    def drafting(self, rows: int) -> tuple[int, int]:
+        """The smallest (S, K) that holds `rows` with guesses; (0, 0): there is none."""
+        return next((shape for shape in self.drafts if shape[0] >= rows), (0, 0))
+
     def prefill_shape(self, waiting_tokens: Sequence[Sequence[int]], decode_rows: int) -> tuple[int, int]:
         """The (R, C) for prompts that still have `waiting_tokens` beside a decode block of `decode_rows`.
 
@@ -74,7 +80,7 @@ class Shapes(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.buckets(), key=lambda bucket: bucket[0] + (bucket[1][0] * bucket[1][1] if bucket[1] else 0))
 
     def buckets(self) -> list[tuple[int, tuple[int, int] | None]]:
-        """Every (S, (R, C) or None) that a plan may have: what must be compiled before ready."""
+        """Every (S, (R, C) or None) that a plan without guesses may have: what must be compiled before ready."""
         if self.fixed:
             return [(self.decode[0], self.prefill[0])]
         blocks = [*self.prefill, *((self.score,) if self.score and self.score not in self.prefill else ())]

@@ -38,19 +38,23 @@ class Draw(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class DecodeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One token of one sequence."""
+    """One token of one sequence, and guesses of the next ones."""
 
     slot: int
     position: int
     pages: tuple[int, ...]
-    """Covers positions 0 .. position; ids of its partition. The same object as in the slot's last row unless the page table changed."""
+    """Covers positions 0 .. position + len(drafts); ids of its partition. The same object as in the slot's last row unless the page table
+    changed."""
     draw: Draw
-    ban_ends: bool
-    """The drawn token may not be one of the seat's `ends`."""
+    ban_ends: int
+    """How many of its draws, from the first one, may not be one of the seat's `ends`."""
     input: int
     """Token id at `position`, or ON_DEVICE."""
     last: bool = True
     """Its sample is the sequence's next token. False only when known output is replayed after a preemption (fixed shapes)."""
+    drafts: tuple[int, ...] = ()
+    """Guesses of the tokens at the positions behind it; ON_DEVICE: the draft model's. The row draws a token after its input and one after
+    each guess, as if they were its inputs; those up to the first one that contradicts the next guess are the sequence's."""
 
 
 class PrefillRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -107,10 +111,11 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What one sampled row brought home."""
+    """What one sampled row brought home: one token, and one more for each of its guesses that proved right."""
 
-    token: int
-    logprobs: TokenLogprobs | None = None
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each token, if they were asked for."""
 
 
 def by_partition[Row: (DecodeRow, PrefillRow)](rows: Iterable[Row], slots_per_partition: int, partitions: int = 1) -> list[list[Row]]:

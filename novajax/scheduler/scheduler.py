@@ -10,6 +10,7 @@ Invariants
 - Pages reach the prefix cache only after the plan that filled them was committed.
 - Pages are taken only from juniors of the same partition (policy), so the most senior sequence there always gets on.
 - An input that the host does not know was drawn at least `limits.stages` plans before (pipeline).
+- A plan with guesses is alone in flight: only its results say where its sequences stand.
 It knows no device, no text and no clock.
 """
 
@@ -27,7 +28,13 @@ from novajax.scheduler.partition import Partition, deal, totals
 from novajax.scheduler.pipeline import Pipeline, Row, share
 from novajax.scheduler.plan import DecodeRow, PrefillRow, Seat, StepPlan, TokenResult
 from novajax.scheduler.sequence import Sequence, State
+from novajax.scheduler.speculation import Drafter, Guesses, Speculation
 from novajax.scheduler.waiting import WaitingQueue
+
+_COUNTED = (
+    *("prompt_tokens", "generation_tokens", "drafted_tokens", "accepted_tokens", "preemptions", "steps"),
+    *("aborted_queued", "aborted_prefill", "aborted_decode"),
+)
 
 
 class Scheduler:
@@ -41,10 +48,11 @@ class Scheduler:
         *,
         end_token_ids: tuple[int, ...] = (),
         seeds: random.Random | None = None,
+        drafter: Drafter = "lookup",
     ):
         """`kvs`: the pages of each data partition, made with one key; slots are dealt out to them in equal runs. `seeds` draws a seed for
-        each request that brings none. Raises ConfigError for partitions that do not match and for a pipeline that cannot be filled,
-        CapacityError if the decode block cannot hold its share of all slots."""
+        each request that brings none; `drafter` guesses, where `shapes` have steps for that. Raises ConfigError for partitions that do not
+        match and for a pipeline that cannot be filled, CapacityError if the decode block cannot hold its share of all slots."""
         self._limits = limits
         self._shapes = shapes
         self._end_token_ids = end_token_ids
@@ -57,12 +65,11 @@ class Scheduler:
         self._pipeline = Pipeline(limits.stages, limits.in_flight)
         if (most := -(-self.slots_per_partition // limits.stages)) > shapes.max_decode_rows:
             raise CapacityError(f"{most} sequences do not fit {shapes.max_decode_rows} decode rows")
+        self._speculation = Speculation(drafter, shapes)
         self._news: list[Update] = []
         self._arrivals = 0
         self._scored_last = False
-        self._counts: dict[str, int] = dict.fromkeys(
-            ("prompt_tokens", "generation_tokens", "preemptions", "steps", "aborted_queued", "aborted_prefill", "aborted_decode"), 0
-        )
+        self._counts: dict[str, int] = dict.fromkeys(_COUNTED, 0)
 
     # --- requests in and out
 
@@ -148,22 +155,29 @@ class Scheduler:
         Every plan must be executed, in order, and committed, in order, once its results exist; but a bubble, which comes when nothing
         can be planned and results are still inside the pipeline, is only executed.
         """
-        if self._pipeline.full:
+        if self._pipeline.full or self._speculation.drafting:
             return None
+        guesses = {} if len(self._waiting) else self._speculation.guess(self._partitions, self._pipeline.next_number)
+        if guesses and len(self._pipeline):
+            return None  # they are made anew from the results
         rows: list[Row] = []
-        decode = [self._plan_decode(partition, rows, now_s) for partition in self._partitions]
-        self._admit(now_s)
-        decode_rows = self._shapes.decode_rows(max(map(len, decode)))
-        prefill, seats, prefill_shape = self._plan_prefill(rows, decode_rows)
-        if not rows:
-            return self._bubble() if self._pipeline.needs_push else None
+        decode = [self._plan_decode(partition, rows, guesses, now_s) for partition in self._partitions]
+        most = max(map(len, decode))
+        drafting = any(row.drafts for part in decode for row in part)
+        decode_rows = self._shapes.drafting(most)[0] if drafting else self._shapes.decode_rows(most)
+        prefill, seats, prefill_shape = [], [], None
+        if not drafting:
+            self._admit(now_s)
+            prefill, seats, prefill_shape = self._plan_prefill(rows, decode_rows)
+        if not rows and not self._pipeline.needs_push:
+            return None
         number = self._pipeline.enter(rows)
+        if not rows:
+            return StepPlan(number, (), (), (), *self._shapes.bubble())
+        self._speculation.planned(number, decode_rows, drafting=drafting, prefill=prefill_shape is not None)
         return StepPlan(number, tuple(row for part in decode for row in part), tuple(prefill), tuple(seats), decode_rows, prefill_shape)
 
-    def _bubble(self) -> StepPlan:
-        return StepPlan(self._pipeline.enter([]), (), (), (), *self._shapes.bubble())
-
-    def _plan_decode(self, partition: Partition, rows: list[Row], now_s: float) -> list[DecodeRow]:
+    def _plan_decode(self, partition: Partition, rows: list[Row], guesses: Guesses, now_s: float) -> list[DecodeRow]:
         """Seniors first, so that a victim is never in this plan already; if some are left for later ticks, who waited longest first."""
         planned: list[DecodeRow] = []
         page_tokens = partition.kv.page_tokens
@@ -183,7 +197,12 @@ class Scheduler:
                 continue
             last = position + 1 == sequence.existing_tokens
             token = sequence.input_at(position)
-            planned.append(DecodeRow(sequence.slot, position, lease.pages, sequence.draw, sequence.ends_banned, token, last))
+            drafts = guesses.get(sequence, ()) if last else ()
+            if not partition.kv.extend(lease, position + 1 + len(drafts)):
+                drafts = drafts[: len(lease.pages) * page_tokens - position - 1]  # nobody gives up pages for guesses
+            banned = min(sequence.ends_banned, 1 + len(drafts))
+            planned.append(DecodeRow(sequence.slot, position, lease.pages, sequence.draw, banned, token, last, drafts))
+            sequence.drafted = len(drafts)
             self._launch(rows, sequence, position + 1, last, 0)
         return planned
 
@@ -257,7 +276,7 @@ class Scheduler:
             tokens = tuple(sequence.tokens[start:end])
             following = sequence.tokens[end] if end < len(sequence.tokens) else -1
             last = following < 0 < sequence.max_tokens
-            banned = last and sequence.ends_banned
+            banned = last and sequence.ends_banned > 0
             planned.append(PrefillRow(sequence.slot, start, tokens, lease.pages, last, block.scoring, following, sequence.draw, banned))
             self._launch(rows, sequence, end, last, len(tokens) - (following < 0) if block.scoring else 0)
             if end == sequence.prefill_tokens:
@@ -283,6 +302,7 @@ class Scheduler:
         before the results can exist.
         """
         rows = self._pipeline.leave(number)
+        self._speculation.committed(number, now_s)
         self._counts["steps"] += 1
         updates = []
         for sequence, end, last, scores in rows:
@@ -290,52 +310,41 @@ class Scheduler:
             sequence.pending -= last
             if sequence.running:
                 slot = sequence.slot
-                update = self._land(sequence, end, last, scores, tokens.get(slot), prompt_logprobs.get(slot, ()), now_s)
+                update = self._land((sequence, end, last, scores), tokens.get(slot), prompt_logprobs.get(slot, ()), now_s)
                 if update is not None:
                     updates.append(update)
             if sequence.leaving and self._home(sequence).settle(sequence):
                 self._requeue(sequence)
         return updates
 
-    def _land(
-        self,
-        sequence: Sequence,
-        end: int,
-        last: bool,
-        scores: int,
-        result: TokenResult | None,
-        scored: Listed[TokenLogprobs],
-        now_s: float,
-    ) -> Update | None:
-        if (last and (result is None or not 0 <= result.token < self._limits.vocab_size)) or scores != len(scored):
+    def _land(self, row: Row, result: TokenResult | None, scored: Listed[TokenLogprobs], now_s: float) -> Update | None:
+        sequence, end, last, scores = row
+        drawn = result.tokens if last and result is not None else ()
+        if not sequence.can_take(drawn, last, self._limits.vocab_size) or scores != len(scored):
             failure = InternalError("the step brought no usable result for this request").failure()
             return self.fail(sequence.request.id, failure, now_s)
         lease = sequence.lease
         if lease is None:
             raise InternalError("a sequence runs without pages")
-        sequence.computed_tokens = end
-        kv = self._home(sequence).kv
+        start = sequence.output_tokens
+        self._counts["drafted_tokens"] += sequence.drafted
+        self._counts["accepted_tokens"] += len(drawn) - 1 if sequence.drafted else 0
+        reason, taken = sequence.land(end, drawn)
+        self._counts["generation_tokens"] += taken
+        end, kv = sequence.computed_tokens, self._home(sequence).kv
         if end // kv.page_tokens > lease.committed_pages:
             # With fixed shapes only prompt pages are shared: the output was computed one by one, a prompt is computed in chunks.
             kv.commit(lease, sequence.tokens, min(end, sequence.prompt_tokens) if self._shapes.fixed else end)
         if scores:
             sequence.scores.extend(scored)
-        if not last or result is None:
+        if result is None or not drawn:
             return self._finish(sequence, "length", now_s) if sequence.max_tokens == 0 and end == sequence.prompt_tokens else None
         if sequence.first_token_s is None:
             sequence.first_token_s = now_s
-        token = result.token
-        reason = sequence.stop_reason(token)
-        if reason == "stop":
-            return self._finish(sequence, reason, now_s, stop_token=token)
-        start = sequence.output_tokens
-        sequence.tokens.append(token)
-        self._counts["generation_tokens"] += 1
-        logprobs = () if result.logprobs is None else (result.logprobs,)
+        news = {"start": start, "tokens": drawn[:taken], "logprobs": result.logprobs[:taken]}
         if reason is not None:
-            return self._finish(sequence, reason, now_s, start=start, tokens=(token,), logprobs=logprobs)
-        prompt_scores = sequence.take_scores()
-        return Update(request_id=sequence.request.id, start=start, tokens=(token,), logprobs=logprobs, prompt_logprobs=prompt_scores)
+            return self._finish(sequence, reason, now_s, stop_token=drawn[taken] if reason == "stop" else None, **news)
+        return Update(request_id=sequence.request.id, prompt_logprobs=sequence.take_scores(), **news)
 
     # --- ends
 

@@ -15,7 +15,9 @@ from novajax.core.errors import InternalError
 from novajax.core.types import FinishReason, Request, Timing, TokenLogprobs, Usage
 from novajax.kv.manager import Lease
 from novajax.kv.prefix import Chain
+from novajax.scheduler.lookup import Lookup
 from novajax.scheduler.plan import ON_DEVICE, Draw, Seat
+from novajax.scheduler.record import Record
 
 
 class State(Enum):
@@ -68,6 +70,9 @@ class Sequence:
         self.to_score = sampling.prompt_logprobs is not None
         self.scores: list[TokenLogprobs | None] = [None]
         self.preemptions = 0
+        self.lookup = Lookup()
+        self.record = Record()
+        self.drafted = 0  # guesses in its row in flight
         self.arrival_s = arrival_s
         self.admitted_s: float | None = None
         self.first_token_s: float | None = None
@@ -117,9 +122,9 @@ class Sequence:
         return self.existing_tokens - self.prompt_tokens >= self.max_tokens
 
     @property
-    def ends_banned(self) -> bool:
-        """For the next token to be planned."""
-        return len(self.ends) > 0 and self.existing_tokens - self.prompt_tokens < self.request.sampling.min_tokens
+    def ends_banned(self) -> int:
+        """How many of the next tokens to be planned may not be an end."""
+        return max(0, self.request.sampling.min_tokens - (self.existing_tokens - self.prompt_tokens)) if self.ends else 0
 
     def input_at(self, position: int) -> int:
         return self.tokens[position] if position < len(self.tokens) else ON_DEVICE
@@ -167,6 +172,29 @@ class Sequence:
             decode_s=None if first is None else now_s - first,
             preemptions=self.preemptions,
         )
+
+    def can_take(self, drawn: tuple[int, ...], last: bool, vocab_size: int) -> bool:
+        """Whether a row could have drawn these tokens: one if it is the last known one, and one more for each right guess."""
+        return last <= len(drawn) <= last + self.drafted and all(0 <= token < vocab_size for token in drawn)
+
+    def land(self, end: int, drawn: tuple[int, ...]) -> tuple[FinishReason | None, int]:
+        """A row is back: KV is in place up to `end` and for the right guesses behind it, and these tokens were drawn. Returns why the
+        sequence ends, if it does, and how many of them are its output: not one that stops it, and none behind its end."""
+        reason, taken, known = None, 0, len(self.tokens)
+        for token in drawn:
+            reason = self.stop_reason(token)
+            if reason == "stop":
+                break
+            self.tokens.append(token)
+            taken += 1
+            if reason is not None:
+                break
+        self.computed_tokens = end
+        if self.drafted:
+            self.computed_tokens = self.planned_tokens = min(end + len(drawn) - 1, known + taken)
+            self.record.landed(self.drafted, len(drawn) - 1)
+            self.drafted = 0
+        return reason, taken
 
     def stop_reason(self, token: int) -> FinishReason | None:
         """Why the sequence would end with this token, before it is appended."""

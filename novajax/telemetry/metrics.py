@@ -24,6 +24,8 @@ _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65
 _COUNTED = {
     "prompt_tokens": ("prompt_tokens", "Prompt tokens whose KV was computed or found in the cache"),
     "generation_tokens": ("generation_tokens", "Tokens generated"),
+    "drafted_tokens": ("speculation_drafted_tokens", "Guesses of next tokens that were checked"),
+    "accepted_tokens": ("speculation_accepted_tokens", "Guesses of next tokens that were right"),
     "prefix_query_tokens": ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache"),
     "prefix_hit_tokens": ("prefix_cache_hits", "Prompt tokens found in the prefix cache"),
     "preemptions": ("num_preemptions", "Sequences that gave up their pages and were recomputed"),

@@ -51,7 +51,7 @@ class Stepper:
 
     def arguments(self, plan: StepPlan | None, bucket: Bucket) -> tuple:
         packed = jnp.asarray(inputs.pack(plan, bucket, 1, 1))[:, None]
-        return self._weights, self.pool, None, self.last, packed
+        return self._weights, self.pool, None, self.last, None, packed
 
     def step(self, plan: StepPlan | None, bucket: Bucket, rows: int) -> step.Stepped:
         stepped = self.forward(*self.arguments(plan, bucket), bucket=bucket, rows=rows)

@@ -22,6 +22,7 @@ from novajax.scheduler.admission import Limits
 from novajax.scheduler.budget import Shapes
 from novajax.scheduler.plan import ON_DEVICE, DecodeRow, PrefillRow, Seat, StepPlan, TokenResult, by_partition
 from novajax.scheduler.scheduler import Scheduler
+from novajax.scheduler.sequence import Sequence
 
 VOCAB = 40
 END = (1, 2)
@@ -110,6 +111,9 @@ class World:
         )
         self.shapes = shapes
         self.scheduler = Scheduler(self.limits, shapes, self.kvs, end_token_ids=END, seeds=random.Random(0))
+        self.rng = random.Random(1)
+        if shapes.drafts:
+            self.scheduler._speculation._guesses = self.guess
         self.context = min(context, pages * page_tokens)
         self.answers: dict[str, Answer] = {}
         self.refused = 0
@@ -149,13 +153,17 @@ class World:
     def abort(self, name: str) -> None:
         update = self.scheduler.abort(name, self.now_s)
         assert (update is None) == (self.answers[name].final is not None)
-        if update is not None:
-            self.receive([update])
+        self.receive([update] if update else [])
 
     def fail(self, name: str) -> None:
         update = self.scheduler.fail(name, NovaError("told to fail").failure(), self.now_s)
-        if update is not None:
-            self.receive([update])
+        self.receive([update] if update else [])
+
+    def guess(self, sequence: Sequence, count: int) -> tuple[int, ...]:
+        """What the sequence will say, for the most part."""
+        said = sequence.output_tokens + sequence.pending
+        right = [*self.answers[sequence.request.id].tokens, END[0]][said : said + count]
+        return tuple(token if self.rng.random() < 0.8 else self.rng.randrange(VOCAB) for token in right)
 
     # --- the device
 
@@ -211,8 +219,7 @@ class World:
         expected = signatures(self.answer_of(row).request, tokens)
         for position in range(start):
             place = self.place(row, position)
-            found = self.memory.get(place)
-            assert found == expected[position + 1], f"{row} reads foreign KV at {position}"
+            assert self.memory.get(place) == expected[position + 1], f"{row} reads foreign KV at {position}"
             if self.shapes.fixed:  # then the bits must be the same too: each KV is computed in the same place of the same shape
                 chunk, prompt = self.shapes.prefill[0][1], len(self.answer_of(row).request.prompt)
                 made = ("prefill", position % chunk) if position < prompt else ("decode", 0)
@@ -226,10 +233,8 @@ class World:
 
     def execute_decode(self, number: int, row: DecodeRow, results: dict) -> None:
         answer = self.answer_of(row)
-        token = row.input
-        if row.input == ON_DEVICE:
-            drawn_in, token = self.drawn[row.slot]
-            assert drawn_in + self.stages <= number, f"{row} wants a token that is still in the pipeline"
+        drawn_in, token = self.drawn[row.slot] if row.input == ON_DEVICE else (number - self.stages, row.input)
+        assert drawn_in + self.stages <= number, f"{row} wants a token that is still in the pipeline"
         tokens = list(answer.request.prompt) + answer.on_device
         assert tokens[row.position] == token, f"{row} gets token {token}"
         expected = self.read(row, tokens[: row.position + 1], row.position)
@@ -237,6 +242,13 @@ class World:
         assert row.last == (row.position + 1 == len(tokens))
         if row.last:
             self.sample(number, row, answer, expected[-1], row.position, results)
+        state, right = expected[-1], True
+        for j, guess in enumerate(row.drafts, start=1):
+            state = signature(state, guess)
+            self.write(row, row.position + j, state)
+            right = right and guess == answer.on_device[-1]
+            if right:
+                self.sample(number, row, answer, state, row.position + j, results)
 
     def execute_prefill(self, number: int, row: PrefillRow, results: dict, scores: dict) -> None:
         answer = self.answer_of(row)
@@ -258,26 +270,29 @@ class World:
     def sample(self, number: int, row, answer: Answer, state: int, position: int, results: dict) -> None:
         sampling, count = answer.request.sampling, len(answer.on_device)
         assert position + 1 - len(answer.request.prompt) == count, "a token is drawn at the wrong position"
-        assert count < len(answer.tokens) + 4 + self.limits.in_flight
+        assert count < len(answer.tokens) + 12 + self.limits.in_flight
         assert sampling.max_tokens is None or count < sampling.max_tokens, "a token beyond max_tokens is planned"
         assert len(answer.request.prompt) + count < self.context, "a token beyond the context is planned"
         ends = ends_of(answer.request)
-        assert row.ban_ends == (count < sampling.min_tokens and bool(ends))
+        before = results[row.slot].tokens if row.slot in results else ()
+        banned = count < sampling.min_tokens and bool(ends)
+        assert (row.ban_ends > len(before)) == banned
         seat = self.seats.get(row.slot, Seat(row.slot, (), (), {}, ()))
         assert seat.logit_bias == sampling.logit_bias, "the slot has another owner's bias"
-        assert not row.ban_ends or set(seat.ends) == ends
+        assert not banned or set(seat.ends) == ends
         if row.draw.seated:
             assert seat.prompt == answer.request.prompt
             assert self.seat_output[row.slot] == answer.on_device, "the slot's penalties count another output"
         else:
             assert sampling.presence_penalty == 0
-        token = draw_token(state, row.draw.seed, ends_of(answer.request) if row.ban_ends else frozenset())
+        token = draw_token(state, row.draw.seed, ends if banned else frozenset())
         answer.samples.append(position)
         answer.on_device.append(token)
         self.drawn[row.slot] = number, token
         if row.draw.seated:
             self.seat_output[row.slot].append(token)
-        results[row.slot] = TokenResult(token, None if sampling.logprobs is None else TokenLogprobs(token, -1.0, 1))
+        drawn = (*before, token)
+        results[row.slot] = TokenResult(drawn, () if sampling.logprobs is None else tuple(TokenLogprobs(t, -1.0, 1) for t in drawn))
 
     # --- checks
 
@@ -286,15 +301,18 @@ class World:
         prefill = by_partition(plan.prefill, self.slots, len(self.kvs))
         assert len(decode) == len(prefill) == len(self.kvs), "a slot beyond the last partition"
         assert max(map(len, decode)) <= plan.decode_rows
-        assert (plan.decode_rows, plan.prefill_shape) in self.shapes.buckets()
+        if most := max((len(row.drafts) for row in plan.decode), default=0):
+            assert not self.uncommitted, "a plan with guesses is not alone"
+            assert plan.prefill_shape is None
+            assert (plan.decode_rows, max(most, self.shapes.drafting(plan.decode_rows)[1])) in self.shapes.drafts
+        else:
+            assert (plan.decode_rows, plan.prefill_shape) in self.shapes.buckets()
         for row in (*plan.decode, *plan.prefill):
             assert all(0 <= page < self.kv.total for page in row.pages)
         slots = [row.slot for row in (*plan.decode, *plan.prefill)]
         assert len(slots) == len(set(slots))
-        if plan.prefill_shape is None:
-            assert not plan.prefill
-            return
-        rows, chunk = plan.prefill_shape
+        assert (plan.prefill_shape is not None) >= bool(plan.prefill)
+        rows, chunk = plan.prefill_shape or (0, 0)
         assert max(map(len, prefill)) <= rows
         assert all(1 <= len(row.tokens) <= chunk for row in plan.prefill)
         assert not any(row.score for row in plan.prefill) or (len(plan.prefill) == 1 and plan.prefill_shape == self.shapes.score)
@@ -309,7 +327,7 @@ class World:
         for step in (*(step for step, _, _ in self.uncommitted), plan):
             for row in (*step.decode, *step.prefill):
                 first = row.position if isinstance(row, DecodeRow) else row.start
-                last = first if isinstance(row, DecodeRow) else first + len(row.tokens) - 1
+                last = first + (len(row.drafts) if isinstance(row, DecodeRow) else len(row.tokens) - 1)
                 partition = row.slot // self.slots
                 assert last < len(row.pages) * size
                 assert slots.setdefault(row.slot, row.draw.seed) == row.draw.seed, "a slot changed owner while in flight"

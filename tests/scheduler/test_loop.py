@@ -45,7 +45,7 @@ class Line:
         self.gate.acquire()
         found = {row.slot: row.position + 1 for row in pending.decode}
         found |= {row.slot: row.start + len(row.tokens) for row in pending.prefill if row.last}
-        return Landed(pending.number, {slot: TokenResult(token) for slot, token in found.items()}, {})
+        return Landed(pending.number, {slot: TokenResult((token,)) for slot, token in found.items()}, {})
 
     def close(self) -> None: ...
 

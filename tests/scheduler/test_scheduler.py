@@ -280,7 +280,8 @@ def test_a_failed_request_leaves_nothing_in_the_prefix_cache():
     "break_it",
     [
         lambda results: results.clear(),
-        lambda results: results.update({k: msgspec.structs.replace(v, token=VOCAB) for k, v in results.items()}),
+        lambda results: results.update({k: msgspec.structs.replace(v, tokens=(VOCAB,)) for k, v in results.items()}),
+        lambda results: results.update({k: msgspec.structs.replace(v, tokens=v.tokens * 2) for k, v in results.items()}),
     ],
 )
 def test_a_result_that_is_missing_or_impossible_fails_its_request_alone(break_it):

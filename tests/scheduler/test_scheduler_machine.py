@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -11,9 +12,9 @@ from scheduler_world import World
 from novajax.scheduler.budget import Shapes
 
 SHAPES = [
-    Shapes(decode=(1, 2, 4), prefill=((1, 8), (2, 4), (1, 2)), score=(1, 3), step_tokens=16),
+    Shapes(decode=(1, 2, 4), prefill=((1, 8), (2, 4), (1, 2)), score=(1, 3), step_tokens=16, drafts=((1, 7), (2, 3), (4, 3))),
     Shapes(decode=(0, 4), prefill=((1, 5),), score=None, step_tokens=9),
-    Shapes(decode=(2, 4), prefill=((3, 4), (1, 16)), score=(1, 4), step_tokens=20),
+    Shapes(decode=(2, 4), prefill=((3, 4), (1, 16)), score=(1, 4), step_tokens=20, drafts=((2, 4),)),
     Shapes(decode=(4,), prefill=((2, 8),), score=(2, 8), step_tokens=20, fixed=True),
     Shapes(decode=(4,), prefill=((1, 6),), score=None, step_tokens=10, fixed=True),
 ]
@@ -21,8 +22,10 @@ STEMS = [tuple(random.Random(i).randrange(3, 40) for _ in range(24)) for i in ra
 
 
 def make_world(*, slots: int, stages: int, **kwargs) -> World:
-    """With more slots than decode rows only where the stages share them."""
-    return World(slots=min(slots, 4 * stages), stages=stages, **kwargs)
+    """With more slots than decode rows only where the stages share them, and with guesses only where there are none."""
+    shapes = kwargs.pop("shapes")
+    shapes = msgspec.structs.replace(shapes, drafts=()) if stages > 1 else shapes
+    return World(slots=min(slots, 4 * stages), stages=stages, shapes=shapes, **kwargs)
 
 
 worlds = st.builds(
@@ -165,7 +168,7 @@ def random_life(seed: int, steps: int) -> World:
 
 
 def test_random_lives():
-    preemptions = hits = finished = refused = bubbles = 0
+    preemptions = hits = finished = refused = bubbles = drafted = accepted = 0
     for seed in range(850):
         world = random_life(seed, 200)
         stats = world.scheduler.stats()
@@ -173,6 +176,8 @@ def test_random_lives():
         hits += stats["prefix_hit_tokens"]
         finished += len(world.answers)
         refused += world.refused
+        drafted += stats["drafted_tokens"]
+        accepted += stats["accepted_tokens"]
         bubbles += sum(plan.bubble for plan in world.plans)
     # The lives are only worth something if they were hard: these are far below what happens.
     assert preemptions > 100
@@ -180,6 +185,7 @@ def test_random_lives():
     assert finished > 1000
     assert refused > 100
     assert bubbles > 1000
+    assert 1000 < accepted < drafted - 1000
 
 
 @pytest.mark.slow

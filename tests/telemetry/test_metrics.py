@@ -20,6 +20,8 @@ STEMS = {
     "request_prefill_time_seconds": "histogram",
     "prompt_tokens": "counter",
     "generation_tokens": "counter",
+    "speculation_drafted_tokens": "counter",
+    "speculation_accepted_tokens": "counter",
     "request_success": "counter",
     "xla_compilations": "counter",
     "event_loop_lag_seconds": "histogram",
