@@ -2,7 +2,7 @@
 
 Each round measures one engine, then the other, in processes of their own, so that a change of the machine's load meets
 both. Reported: the median of the rounds of each, and the ratio of medians. The peer's batch is one static `generate` call;
-ours is that many requests through the scheduler.
+ours is that many requests through the scheduler, without guesses of next tokens: random weights repeat themselves, and no peer guesses.
 
 Examples:
   python -m bench.compare --shape=135m --rounds=3
@@ -57,7 +57,7 @@ def ours(model: Path, batch: int) -> dict[str, float]:
     """Medians are taken over rounds, so one repetition each."""
     command = [sys.executable, "-m", "bench.throughput", f"--model={model}", f"--requests={batch}", f"--concurrency={batch}"]
     command += [f"--prompt_tokens={FLAGS.prompt_tokens}", f"--output_tokens={FLAGS.output_tokens}"]
-    command += ["--repetitions=1", "--noprobe", "--json", f"--max_rows={batch}", *shlex.split(FLAGS.engine_flags)]
+    command += ["--repetitions=1", "--noprobe", "--json", f"--max_rows={batch}", "--speculation=off", *shlex.split(FLAGS.engine_flags)]
     return run_json(command, FLAGS.timeout_s)["results"][0]
 
 

@@ -21,13 +21,13 @@ def define_flags() -> None:
     options.define_engine_flags()
 
 
-def open_backend() -> Backend:
-    """The ready engine that the flags describe. Raises UsageError with what the engine refuses."""
+def open_backend(**fields: Any) -> Backend:
+    """The ready engine that the flags describe, but for `fields`. Raises UsageError with what the engine refuses."""
     from novajax.engine.build import open_engine  # jax starts only when an engine does
 
     try:
         config = options.engine_config(FLAGS, options.read_config(FLAGS))
-        return open_engine(msgspec.structs.replace(config, max_waiting=_MAX_WAITING), _announce)
+        return open_engine(msgspec.structs.replace(config, max_waiting=_MAX_WAITING, **fields), _announce)
     except ConfigError as error:
         raise app.UsageError(error.message, exitcode=2) from error
 
