@@ -60,8 +60,12 @@ def define_engine_flags() -> None:
     flags.DEFINE_bool("prefix_cache", None, "share the KV of equal prompt beginnings (default yes)")
     flags.DEFINE_bool("deterministic", None, "one step shape only: the same bits alone and in a crowd (default no)")
     flags.DEFINE_enum(
-        "speculation", None, ["auto", "off", "lookup"], "who guesses next tokens; auto (default): the text itself, while it pays"
+        "speculation",
+        None,
+        ["auto", "off", "lookup", "draft"],
+        "who guesses next tokens; auto (default): --draft_model or the text itself",
     )
+    flags.DEFINE_string("draft_model", None, "a small model with the same tokens that guesses for --model (default none)")
     flags.DEFINE_bool("verify_hashes", None, "check the hashes of a sealed model on load (default yes)")
     flags.DEFINE_string("trace_file", None, "where to write the last steps' times at the end, for Perfetto (default nowhere)")
     flags.DEFINE_enum("native_kernels", None, ["auto", "on", "off"], "C++ kernels on a CPU; auto (default): where a compiler builds them")

@@ -55,9 +55,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prefix_cache: bool = True
     deterministic: bool = False
     """One bucket for every step: an answer has the same bits alone and in a crowd, at the cost of padding."""
-    speculation: Literal["auto", "off", "lookup"] = "auto"
-    """Who guesses the next tokens, so that one step can bring several. lookup: what followed the same tokens before in the sequence; auto:
-    lookup, where steps can have guesses (one stage, not deterministic). Answers are the same; guesses rest while they do not pay."""
+    speculation: Literal["auto", "off", "lookup", "draft"] = "auto"
+    """Who guesses the next tokens, so that one step can bring several. lookup: what followed the same tokens before in the sequence; draft:
+    `draft_model`; auto: the draft model if one is named, else lookup, where steps can have guesses (one stage, not deterministic).
+    Answers are the same; guesses rest while they do not pay."""
+    draft_model: str = ""
+    """A small model with the same tokens as `model`, named in the same ways, which is not quantized; one device. Empty: none."""
     compile_cache: str = ""
     """Directory of kept programs, which must be this user's alone: it holds code. Empty: none."""
     native_kernels: Literal["auto", "on", "off"] = "auto"

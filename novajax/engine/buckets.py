@@ -132,8 +132,12 @@ def speculates(config: EngineConfig) -> bool:
     """Whether steps may have guesses. Raises ConfigError where they are asked for and cannot be: how far such a step gets is known only
     when it has left the pipeline, and its bits are those of another shape."""
     can = config.mesh.stage == 1 and not config.deterministic
-    if config.speculation == "lookup" and not can:
+    if not can and (config.speculation in ("lookup", "draft") or (config.draft_model and config.speculation == "auto")):
         raise ConfigError("speculation works with one pipeline stage and without deterministic", param="speculation")
+    if config.speculation == "draft" and not config.draft_model:
+        raise ConfigError("speculation=draft needs a draft_model", param="draft_model")
+    if config.draft_model and config.speculation == "lookup":
+        raise ConfigError("speculation=lookup does not use a draft_model", param="draft_model")
     return can and config.speculation != "off"
 
 

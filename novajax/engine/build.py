@@ -23,6 +23,7 @@ from novajax.core.types import ModelCard, Phase
 from novajax.engine.buckets import BucketTable, make_table
 from novajax.engine.capacity import Capacity, memory_limit_bytes, plan_capacity
 from novajax.engine.compiler import CompileCounter, compile_programs
+from novajax.engine.drafter import describe_draft, draft_page_bytes, load_draft
 from novajax.engine.engine import Engine
 from novajax.engine.executor import Executor
 from novajax.engine.layout import DECODE_TRANSIT, PREFILL_TRANSIT, ROWS, Layout, pool_specs
@@ -43,6 +44,7 @@ from novajax.quant.spread import state_shardings
 from novajax.scheduler.admission import Limits
 from novajax.scheduler.budget import Shapes
 from novajax.scheduler.scheduler import Scheduler
+from novajax.scheduler.speculation import Drafter
 from novajax.weights.load import LoadedModel, describe, load_model
 
 Announce = Callable[[Phase, str], None]
@@ -70,6 +72,7 @@ class Prepared(NamedTuple):
     table: BucketTable
     max_context_tokens: int
     timeline: Timeline
+    drafter: Drafter = "lookup"
 
 
 def open_engine(config: EngineConfig, announce: Announce = lambda phase, detail: None) -> Engine:
@@ -80,8 +83,8 @@ def open_engine(config: EngineConfig, announce: Announce = lambda phase, detail:
 
 def make_engine(config: EngineConfig, prepared: Prepared, runner: Runner) -> Engine:
     """The engine of one process, or of a group's leader: the scheduler's plans go to `runner`, which owns the executor."""
-    _, loaded, capacity, table, max_context_tokens, timeline = prepared
-    scheduler = make_scheduler(config, loaded, capacity, table, max_context_tokens)
+    _, loaded, capacity, table, max_context_tokens, timeline, drafter = prepared
+    scheduler = make_scheduler(config, loaded, capacity, table, max_context_tokens, drafter)
     card = make_card(config, loaded, capacity, max_context_tokens)
     return Engine(card, scheduler, runner, MonotonicClock(), timeline.seconds, CompileCounter(), StepTimes(config.trace_file))
 
@@ -108,10 +111,14 @@ def open_executor(
         table = make_table(config, max_context_tokens, on_cpu=on_cpu)
         _, abstract = quantized_model(model, layout.stages, dtype, config.quantization, on_cpu=on_cpu, rules=description.rules)
         weights_bytes = device_bytes(state_shardings(layout.mesh, abstract), abstract)
+        draft = describe_draft(config, description, layout) if config.draft_model and table.drafts else None
         cache = cache_format(config.kv_cache_dtype, config.quantization)
         if "int4" in (cache.keys, cache.values) and model.head_dim % 2:
             raise ConfigError(f"int4 in the KV cache needs an even head_dim, not {model.head_dim}", param="kv_cache_dtype")
         each = page_bytes(layout.slots, model.kv_heads, config.page_tokens, model.head_dim, dtype, cache)
+        if draft is not None:
+            weights_bytes += parameter_count(draft.config) * dtype.itemsize
+            each += draft_page_bytes(draft.config, config.page_tokens, dtype)
         here = [device for device in layout.mesh.devices.flat if device.process_index == jax.process_index()]
         capacity = plan_capacity(
             config,
@@ -127,21 +134,27 @@ def open_executor(
         loaded = load_model(description, layout.mesh, dtype, quantization=config.quantization, verify=config.verify_hashes)
         if layout.native:
             loaded = dataclasses.replace(loaded, state=native_state(model, loaded.state))
+        drafter = None
+        if draft is not None:
+            most = max(drafts for _, drafts in table.drafts)
+            drafter = load_draft(draft, layout, capacity.pages, config.page_tokens, dtype, most, verify=config.verify_hashes)
     pool, transit, sampling = abstract_arrays(config, layout, capacity, table, dtype)
     with timeline.phase("compile"):
         announce("compiling", f"{len(table.buckets())} step shapes")
-        programs = compile_programs(loaded.graphdef, loaded.state, pool, transit, sampling, table, layout, config.compile_cache)
+        programs = compile_programs(loaded.graphdef, loaded.state, pool, transit, sampling, table, layout, config.compile_cache, drafter)
         if programs.temp_bytes > capacity.limit_bytes - capacity.weights_bytes - capacity.kv_bytes - capacity.sampling_bytes:
             raise CapacityError(f"a step needs {programs.temp_bytes:,} bytes of temporaries, more than is left: {capacity.summary()}")
     with timeline.phase("allocate"):
         pool, transit, sampling = jax.tree.map(layout.zeros_like, (pool, transit, sampling))
+        if drafter is not None:
+            drafter = dataclasses.replace(drafter, pool=jax.tree.map(layout.zeros_like, drafter.pool))
         jax.block_until_ready((pool, transit, sampling))
-    executor = Executor(loaded.state, pool, transit, sampling, table, programs, layout)
+    executor = Executor(loaded.state, pool, transit, sampling, table, programs, layout, drafter)
     meet()
     with timeline.phase("warm"):
         announce("compiling", "running every program once")
         executor.warm()
-    return Prepared(executor, loaded, capacity, table, max_context_tokens, timeline)
+    return Prepared(executor, loaded, capacity, table, max_context_tokens, timeline, "lookup" if drafter is None else "draft")
 
 
 def abstract_arrays(
@@ -169,7 +182,9 @@ def device_bytes(shardings: Any, state: Any) -> int:
     return sum(stored_bytes(sharding.shard_shape(leaf.shape), leaf.dtype) for sharding, leaf in parts)
 
 
-def make_scheduler(config: EngineConfig, loaded: LoadedModel, capacity: Capacity, table: BucketTable, max_context_tokens: int) -> Scheduler:
+def make_scheduler(
+    config: EngineConfig, loaded: LoadedModel, capacity: Capacity, table: BucketTable, max_context_tokens: int, drafter: Drafter
+) -> Scheduler:
     """The host half of the engine, sized by `capacity`, using exactly the table's shapes."""
     key = secrets.token_bytes(32)  # one for all partitions: a sequence may come back in another one than it left
     kvs = [
@@ -200,7 +215,7 @@ def make_scheduler(config: EngineConfig, loaded: LoadedModel, capacity: Capacity
         stages=config.mesh.stage,
         in_flight=config.mesh.stage - 1 + config.in_flight,
     )
-    return Scheduler(limits, shapes, kvs, end_token_ids=loaded.end_token_ids)
+    return Scheduler(limits, shapes, kvs, end_token_ids=loaded.end_token_ids, drafter=drafter)
 
 
 def make_card(config: EngineConfig, loaded: LoadedModel, capacity: Capacity, max_context_tokens: int) -> ModelCard:

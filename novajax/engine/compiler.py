@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from novajax.engine import inputs, sampler
 from novajax.engine.buckets import Bucket, BucketTable
+from novajax.engine.drafter import DraftModel, follow
 from novajax.engine.layout import EVERYWHERE, PACKED, ROWS, Layout
 from novajax.engine.sampler import SamplingState, Variant
 from novajax.engine.shelf import Shelf, describe_arrays
@@ -35,6 +36,8 @@ class Programs(msgspec.Struct, frozen=True):
     sample: dict[tuple[int, Variant], Callable[..., Any]]
     score: dict[int, Callable[..., Any]]
     seat: Callable[..., Any]
+    follow: dict[Bucket, Callable[..., Any]]
+    """A draft model's part of each step; empty without one."""
     temp_bytes: int
     """The largest temporary any of them needs, by XLA's own analysis."""
 
@@ -65,10 +68,12 @@ def compile_programs(
     table: BucketTable,
     layout: Layout,
     directory: str = "",
+    drafter: DraftModel | None = None,
 ) -> Programs:
     """Lowers and compiles the whole table, but for what is kept in `directory`; the arguments may be abstract, with their shardings. Shows
     its progress."""
-    shelf = Shelf(directory, (layout, table, describe_arrays((weights, pool, transit, state))))
+    drafting = drafter and (drafter.layout, describe_arrays((drafter.state, drafter.pool)))
+    shelf = Shelf(directory, (layout, table, describe_arrays((weights, pool, transit, state)), drafting))
     slots, vocab = state.counts.shape
     everywhere = layout.sharding(EVERYWHERE)
     sample_jit = jax.jit(layout.per_partition(_sample, (ROWS, ROWS, EVERYWHERE)), static_argnames="variant", donate_argnums=0)
@@ -79,7 +84,8 @@ def compile_programs(
         return jax.ShapeDtypeStruct((layout.data * count, *more), dtype, sharding=layout.sharding(ROWS))
 
     def one_forward(bucket: Bucket) -> Any:
-        return lower_forward(graphdef, weights, pool, transit, slots, table, bucket, layout).compile()
+        most = 0 if drafter is None else drafter.most
+        return lower_forward(graphdef, weights, pool, transit, slots, table, bucket, layout, most).compile()
 
     def one_sample(rows: int, variant: Variant) -> Any:
         drawn = (rows_of(rows, vocab, dtype=jnp.float32), rows_of(rows, inputs.DRAW_COLUMNS, dtype=jnp.int32))
@@ -93,6 +99,9 @@ def compile_programs(
         row = (shape((vocab,), jnp.int32), shape((vocab,), jnp.bool_), shape((vocab,), jnp.float32), shape((sampler.END_IDS,), jnp.int32))
         return seat_jit.lower(state, shape((), jnp.int32), *row).compile()
 
+    def one_follow(drafter: DraftModel, bucket: Bucket) -> Any:
+        return _lower_follow(drafter, slots, bucket).compile()
+
     buckets = table.buckets()
     jobs: dict[Any, Callable[[], Any]] = {b: partial(one_forward, b) for b in buckets}
     heights = {table.sample_rows(bucket) for bucket in buckets}
@@ -100,6 +109,8 @@ def compile_programs(
     scored = heights | {b.prefill_rows * b.chunk_tokens for b in buckets if b.score}
     jobs |= {x: partial(one_score, x) for x in sorted(scored)}
     jobs["seat"] = one_seat
+    if drafter is not None:
+        jobs |= {("follow", b): partial(one_follow, drafter, b) for b in buckets}
     threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compile")
     with threads, Progress(len(jobs), "programs", "compile") as progress:
 
@@ -111,9 +122,10 @@ def compile_programs(
         done = dict(zip(jobs, threads.map(run, jobs), strict=True))
     return Programs(
         forward={key: made for key, made in done.items() if isinstance(key, Bucket)},
-        sample={key: made for key, made in done.items() if isinstance(key, tuple)},
+        sample={key: made for key, made in done.items() if isinstance(key, tuple) and key[0] != "follow"},
         score={key: made for key, made in done.items() if isinstance(key, int)},
         seat=done["seat"],
+        follow={key[1]: made for key, made in done.items() if isinstance(key, tuple) and key[0] == "follow"},
         temp_bytes=max(made.memory_analysis().temp_size_in_bytes for made in done.values()),
     )
 
@@ -125,9 +137,18 @@ def _sample(state: SamplingState, logits_XV: jax.Array, draws: jax.Array, *, var
 
 
 def lower_forward(
-    graphdef: Any, weights: Any, pool: KVPool, transit: Transit | None, slots: int, table: BucketTable, bucket: Bucket, layout: Layout
+    graphdef: Any,
+    weights: Any,
+    pool: KVPool,
+    transit: Transit | None,
+    slots: int,
+    table: BucketTable,
+    bucket: Bucket,
+    layout: Layout,
+    guesses: int = 0,
 ) -> Any:
-    """The step program of one bucket, lowered for arguments that may be abstract. Donates: pool, transit.
+    """The step program of one bucket, lowered for arguments that may be abstract. Donates: pool, transit. `guesses`: those of a draft model
+    in each row; 0: there is none.
 
     It takes the weights as the tuple of their leaves: taking a Flax state apart in Python would cost every step a millisecond.
     """
@@ -136,10 +157,23 @@ def lower_forward(
     results = jax.tree.map(layout.sharding, specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
     by_rows = layout.sharding(ROWS)
     last_tokens = jax.ShapeDtypeStruct((slots,), jnp.int32, sharding=by_rows)
+    guessed = jax.ShapeDtypeStruct((slots, guesses), jnp.int32, sharding=by_rows) if guesses else None
     packed = jax.ShapeDtypeStruct((layout.data, layout.stages, inputs.size(bucket)), jnp.int32, sharding=layout.sharding(PACKED))
     leaves, structure = jax.tree.flatten(weights)
 
     def step(leaves: tuple[jax.Array, ...], *state: Any) -> Any:
         return forward(graphdef, jax.tree.unflatten(structure, leaves), *state, layout=layout, bucket=bucket, rows=rows)
 
-    return jax.jit(step, donate_argnums=(1, 2), out_shardings=results).lower(tuple(leaves), pool, transit, last_tokens, None, packed)
+    return jax.jit(step, donate_argnums=(1, 2), out_shardings=results).lower(tuple(leaves), pool, transit, last_tokens, guessed, packed)
+
+
+def _lower_follow(drafter: DraftModel, slots: int, bucket: Bucket) -> Any:
+    """The draft model's program of one bucket. Donates: its pool."""
+    leaves, structure = jax.tree.flatten(drafter.state)
+
+    def step(leaves: tuple[jax.Array, ...], pool: KVPool, *given: jax.Array) -> Any:
+        weights = jax.tree.unflatten(structure, leaves)
+        return follow(drafter.graphdef, weights, pool, *given, layout=drafter.layout, bucket=bucket, most=drafter.most)
+
+    words = jax.ShapeDtypeStruct((1, 1, inputs.size(bucket)), jnp.int32)
+    return jax.jit(step, donate_argnums=1).lower(tuple(leaves), drafter.pool, jax.ShapeDtypeStruct((slots,), jnp.int32), words)

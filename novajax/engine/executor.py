@@ -17,6 +17,7 @@ from novajax.core.types import TokenLogprobs
 from novajax.engine import inputs
 from novajax.engine.buckets import Bucket, BucketTable
 from novajax.engine.compiler import Programs
+from novajax.engine.drafter import DraftModel
 from novajax.engine.layout import EVERYWHERE, PACKED, Layout
 from novajax.engine.sampler import END_IDS, GREEDY_BELOW, WRONG_GUESS, SamplingState, Variant
 from novajax.engine.step import Stepped, Transit
@@ -58,6 +59,7 @@ class Executor:
         table: BucketTable,
         programs: Programs,
         layout: Layout,
+        drafter: DraftModel | None = None,
     ):
         self._weights = tuple(jax.tree.leaves(weights))
         self._pool = pool
@@ -66,6 +68,8 @@ class Executor:
         self._table = table
         self._programs = programs
         self._layout = layout
+        self._draft_weights = () if drafter is None else tuple(jax.tree.leaves(drafter.state))
+        self._draft_pool = None if drafter is None else drafter.pool
         self._slots = state.last_tokens.shape[0] // layout.data
         self._vocab = state.counts.shape[1]
         self._inside: deque[StepPlan | None] = deque([None] * layout.stages, maxlen=layout.stages)
@@ -136,7 +140,7 @@ class Executor:
 
     def close(self) -> None:
         """Frees the device memory."""
-        for array in jax.tree.leaves((self._weights, self._pool, self._transit, self._state)):
+        for array in jax.tree.leaves((self._weights, self._pool, self._transit, self._state, self._draft_weights, self._draft_pool)):
             array.delete()
 
     def _bucket(self) -> Bucket:
@@ -156,7 +160,10 @@ class Executor:
 
     def _forward(self, forward: Any, bucket: Bucket) -> Stepped:
         packed = np.stack([inputs.pack(plan, bucket, self._layout.data, self._slots) for plan in self._inside], axis=1)
-        stepped = forward(self._weights, self._pool, self._transit, self._state.last_tokens, None, self._layout.upload(packed, PACKED))
+        upload, last_tokens, guesses = self._layout.upload(packed, PACKED), self._state.last_tokens, None
+        if self._programs.follow:
+            self._draft_pool, guesses = self._programs.follow[bucket](self._draft_weights, self._draft_pool, last_tokens, upload)
+        stepped = forward(self._weights, self._pool, self._transit, last_tokens, guesses, upload)
         self._pool, self._transit = stepped.pool, stepped.transit
         return stepped
 

@@ -111,7 +111,7 @@ def _pack_one(packed: np.ndarray, bucket: Bucket, slots: int, decode: Sequence[D
         if bucket.score:
             views["targets"][i * bucket.chunk_tokens : i * bucket.chunk_tokens + count] = (*row.tokens[1:], row.following)
     drawing = [
-        (i * (1 + bucket.drafts) + j, row, row.position + 1 + j, bool(row.ban_ends > j))
+        (i * (1 + bucket.drafts) + j, row, row.position + 1 + j, row.ban_ends > j)
         for i, row in enumerate(decode)
         if row.last
         for j in range(1 + len(row.drafts))
@@ -124,7 +124,7 @@ def _pack_one(packed: np.ndarray, bucket: Bucket, slots: int, decode: Sequence[D
         views["draws"][at] = np.concatenate([np.array(ints, np.int32), floats.view(np.int32)], axis=1)
 
 
-def _draw_ints(draw: Draw, slot: int, position: int, ban_ends: bool) -> tuple[int, ...]:
+def _draw_ints(draw: Draw, slot: int, position: int, ban_ends: int) -> tuple[int, ...]:
     """In the order of DRAW_INTS; the halves of the seed as signed words."""
     seed = draw.seed
     low, high = (seed & 0xFFFFFFFF ^ 0x80000000) - 0x80000000, (seed >> 32 & 0xFFFFFFFF ^ 0x80000000) - 0x80000000

@@ -73,9 +73,7 @@ def sample(state: SamplingState, logits_XV: jax.Array, draws: jax.Array, *, vari
     sound_X = ~jnp.isnan(jnp.max(logits_XV, axis=-1))
     if variant == "full":
         logits_XV = shape_logits(state, logits_XV, d)
-    tokens_X = _best(logits_XV)
-    if variant != "greedy":
-        tokens_X = jnp.where(d["temperature"] > GREEDY_BELOW, _draw(logits_XV, d), tokens_X)
+    tokens_X = _best(logits_XV) if variant == "greedy" else draw(logits_XV, d)
     right_X = _right(jnp.where(sound_X, tokens_X, NOT_A_NUMBER), d["guess"])
     nowhere = state.last_tokens.shape[0]
     slot = jnp.where(right_X, d["slot"], nowhere)
@@ -116,6 +114,12 @@ def shape_logits(state: SamplingState, logits_XV: jax.Array, d: dict[str, jax.Ar
     logits_XV += state.bias.at[slot].get(mode="clip")
     ends_XE = jnp.where(d["ban_ends"][:, None] > 0, state.ends.at[slot].get(mode="clip"), vocab)
     return logits_XV.at[jnp.arange(rows)[:, None], ends_XE].set(-jnp.inf, mode="drop")
+
+
+def draw(logits_XV: jax.Array, d: dict[str, jax.Array]) -> jax.Array:
+    """i32[X]: one token of each row, by its temperature and filters; `d` is from `unpack_draws`."""
+    best_X, warm_X = _best(logits_XV), d["temperature"] > GREEDY_BELOW
+    return lax.cond(jnp.any(warm_X), lambda: jnp.where(warm_X, _draw(logits_XV, d), best_X), lambda: best_X)
 
 
 def _draw(logits_XV: jax.Array, d: dict[str, jax.Array]) -> jax.Array:

@@ -74,6 +74,10 @@ class Tokenizer:
         self.bos_id, self.eos_id = self._id_of(self.bos_token, "bos_token"), self._id_of(self.eos_token, "eos_token")
         self._prefix, self._suffix = self._edges()
 
+    def same_tokens(self, other: "Tokenizer") -> bool:
+        """Whether every id stands for the same bytes in both."""
+        return self._bytes == other._bytes
+
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False, guard: str = "") -> list[int]:
         """The ids of one text; InvalidRequest if it is not valid Unicode.
 

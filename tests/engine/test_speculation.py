@@ -16,6 +16,7 @@ from novajax.core.config import EngineConfig
 from novajax.core.errors import ConfigError
 from novajax.core.types import SamplingParams
 from novajax.engine.buckets import make_table
+from novajax.engine.build import open_engine
 from novajax.engine.inputs import DRAW_COLUMNS, DRAW_FLOATS, DRAW_INTS
 from novajax.engine.sampler import NOT_A_NUMBER, WRONG_GUESS, abstract_state, sample
 from novajax.scheduler import speculation
@@ -131,3 +132,31 @@ def test_the_drawn_distribution_is_the_model_s_own():
         wanted = np.exp(weights) / np.exp(weights).sum() * len(seen)
         found = np.bincount(seen, minlength=vocab)
         assert ((found - wanted) ** 2 / wanted).sum() < 20.5  # five degrees of freedom, one in a thousand
+
+
+def test_a_draft_model_changes_no_answer_and_guesses_what_it_would_say(open_served, prompts, monkeypatch):
+    """Its own draft model guesses every token right, drawn ones too: if its pages and its noise are those of the large one."""
+    served = open_served(model=str(MODEL), draft_model=str(MODEL), max_rows=4, max_context_tokens=128, chunk_tokens=32, page_tokens=8)
+    for kind, sampling in SAMPLINGS.items():
+        samplings = [sampling] * len(prompts)
+        monkeypatch.setattr(speculation, "MARGIN", math.inf)
+        expected = served.ask(prompts, samplings)
+        monkeypatch.setattr(speculation, "MARGIN", 0.0)
+        before = served.stats()
+        for prompt, wanted in zip(prompts, expected, strict=True):
+            alike(served.ask([prompt], [sampling])[0], wanted)  # on the prefix pages of the first time, the draft model's among them
+        after = served.stats()
+        drafted, accepted = after.drafted_tokens - before.drafted_tokens, after.accepted_tokens - before.accepted_tokens
+        assert drafted > 20
+        assert accepted == drafted or kind in ("penalized", "ending")
+    assert served.stats().prefix_hit_tokens > 0
+    assert served.stats().compilations_after_ready == 0
+
+
+def test_a_draft_model_of_another_vocabulary_is_refused(shared):
+    with pytest.raises(ConfigError, match="tokens"):
+        open_engine(_config(model=str(MODEL), draft_model=str(shared / "models" / "stories260k")))
+    with pytest.raises(ConfigError, match="draft_model"):
+        make_table(_config(speculation="draft"), 128, on_cpu=True)
+    with pytest.raises(ConfigError, match="lookup"):
+        make_table(_config(speculation="lookup", draft_model="m"), 128, on_cpu=True)
