@@ -19,7 +19,7 @@ from novajax.engine.buckets import Bucket, make_table
 from novajax.engine.build import abstract_arrays
 from novajax.engine.capacity import Capacity
 from novajax.engine.compiler import lower_forward
-from novajax.engine.layout import Layout
+from novajax.engine.layout import Layout, kernels_for
 from novajax.models.config import ModelConfig
 from novajax.models.stages import staged_model
 from novajax.parallel.axes import pattern_period, slots_per_stage
@@ -48,7 +48,7 @@ def compile_step(
     """The forward of one bucket for `model` as it is, on the first of `devices`. `rows`: decode rows of one data partition; `chunk`: 0 or
     the table's chunk; `pages`: of one data partition. Raises ConfigError for a layout that does not divide."""
     began = time.monotonic()
-    layout = Layout(mesh_for(config.mesh, model.kv_heads, devices), model)
+    layout = Layout(mesh_for(config.mesh, model.kv_heads, devices), model, kernels=kernels_for(devices))
     table = make_table(config, config.max_context_tokens or model.max_context_tokens, on_cpu=False)
     fits = [count for count in table.decode_rows if count >= rows]
     prefill = next((shape for shape in table.prefill if shape == (1, table.prefill[-1][1])), table.prefill[-1]) if chunk else (0, 0)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from novajax.engine.buckets import Bucket
-from novajax.engine.layout import Layout
+from novajax.engine.layout import Kernels, Layout
 from novajax.kernels import attention, context
+from novajax.kernels.gpu import attention as gpu
 from novajax.kernels.native import attention as native
 from novajax.kv.pool import Kind, KVPool
 from novajax.models.attention import Attend
@@ -21,6 +22,7 @@ from novajax.quant.cache import rounded
 
 Rounded = tuple[jax.Array, jax.Array | None]
 """Keys or values of some tokens as their pages hold them: numbers, and scales where there are any."""
+_FORMS: dict[Kernels, Any] = {"plain": attention, "native": native, "gpu": gpu}
 _HEADS = (None, "heads", None)
 _KV_HEADS = (None, "kv_heads", None)
 _PAGED = (None, None, "kv_heads", None, None)
@@ -28,7 +30,7 @@ _PAGED = (None, None, "kv_heads", None, None)
 
 def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Array, bucket: Bucket, layout: Layout) -> Attend:
     """The `attend` of a serving step. `x` is the unpacked plan."""
-    shards, kernels = layout.context, native if layout.native else attention
+    shards, kernels = layout.context, _FORMS[layout.kernels]
     s, y, r, part = bucket.decode_tokens, 1 + bucket.drafts, bucket.prefill_rows, bucket.chunk_tokens // shards
 
     def attend(layer: int, q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, pool: KVPool) -> tuple[jax.Array, KVPool]:
@@ -51,7 +53,7 @@ def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Arr
 
             # All writes come before all reads, or XLA would have to keep a copy of the pool for the reads between.
             at_SY = positions_T[:s].reshape(-1, y)
-            k_T, v_T = (as_held(x, side.kind, layout.native) for x, side in ((k, pool.keys), (v, pool.values)))
+            k_T, v_T = (as_held(x, side.kind, layout.kernels) for x, side in ((k, pool.keys), (v, pool.values)))
 
             def of(run: slice) -> tuple[Rounded, Rounded]:
                 return jax.tree.map(lambda array: array[run], (k_T, v_T))
@@ -76,9 +78,9 @@ def paged_attend(cfg: ModelConfig, x: dict[str, jax.Array], positions_T: jax.Arr
     return attend
 
 
-def as_held(x_TKH: jax.Array, kind: Kind | None, native_kernels: bool) -> Rounded:
+def as_held(x_TKH: jax.Array, kind: Kind | None, kernels: Kernels) -> Rounded:
     """Keys or values as pages of that kind hold them."""
-    return native.round_rows(x_TKH) if native_kernels and kind == "int8" else rounded(x_TKH, kind)
+    return native.round_rows(x_TKH) if kernels == "native" and kind == "int8" else rounded(x_TKH, kind)
 
 
 def chunk_positions(x: dict[str, jax.Array], part: int, shard: jax.Array | int) -> jax.Array:

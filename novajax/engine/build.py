@@ -26,7 +26,7 @@ from novajax.engine.compiler import CompileCounter, compile_programs
 from novajax.engine.drafter import describe_draft, draft_page_bytes, load_draft
 from novajax.engine.engine import Engine
 from novajax.engine.executor import Executor
-from novajax.engine.layout import DECODE_TRANSIT, PREFILL_TRANSIT, ROWS, Layout, pool_specs
+from novajax.engine.layout import DECODE_TRANSIT, PREFILL_TRANSIT, ROWS, Layout, kernels_for, pool_specs
 from novajax.engine.runner import Runner
 from novajax.engine.sampler import SamplingState, abstract_state
 from novajax.engine.step import Transit
@@ -105,8 +105,9 @@ def open_executor(
         on_cpu = devices[0].platform == "cpu"
         model = description.config
         mesh = mesh_for(config.mesh, model.kv_heads, devices)
-        layout = Layout(mesh, model, native=on_cpu and mesh.size == 1 and has_native_kernels(config))
-        dtype = resolve_dtype(config.dtype, on_cpu=on_cpu, native=layout.native)
+        native = on_cpu and mesh.size == 1 and has_native_kernels(config)
+        layout = Layout(mesh, model, kernels="native" if native else kernels_for(devices))
+        dtype = resolve_dtype(config.dtype, on_cpu=on_cpu, native=native)
         max_context_tokens = resolve_context(config, model)
         table = make_table(config, max_context_tokens, on_cpu=on_cpu)
         _, abstract = quantized_model(model, layout.stages, dtype, config.quantization, on_cpu=on_cpu, rules=description.rules)
@@ -132,7 +133,7 @@ def open_executor(
         announce("loading", capacity.summary())
     with timeline.phase("load"):
         loaded = load_model(description, layout.mesh, dtype, quantization=config.quantization, verify=config.verify_hashes)
-        if layout.native:
+        if native:
             loaded = dataclasses.replace(loaded, state=native_state(model, loaded.state))
         drafter = None
         if draft is not None:

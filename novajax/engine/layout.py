@@ -6,9 +6,9 @@
 - transit [stages, data x rows, ...]: activations between stages
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -18,6 +18,8 @@ from novajax.kv.pool import KVPool
 from novajax.models.config import ModelConfig
 from novajax.parallel.axes import slots_per_stage
 
+Kernels = Literal["plain", "native", "gpu"]
+"""`kernels.attention` itself, or its form for a CPU or a GPU."""
 POOL = PartitionSpec("stage", "data", "tensor", "context", None)
 ROWS = PartitionSpec("data")
 PACKED = PartitionSpec("data")
@@ -32,8 +34,8 @@ class Layout:
 
     mesh: Mesh
     model: ModelConfig
-    native: bool = False
-    """Whether attention runs as a CPU's native kernel."""
+    kernels: Kernels = "plain"
+    """The form that attention has."""
 
     @property
     def data(self) -> int:
@@ -103,6 +105,11 @@ class Layout:
             return jax.shard_map(one, mesh=self.mesh, in_specs=ROWS, out_specs=outputs, check_vma=False)(*arguments)
 
         return cut if self.alone else pinned
+
+
+def kernels_for(devices: Sequence[Any]) -> Kernels:
+    """The form for devices of that kind; a CPU's native one has to be built first."""
+    return "gpu" if devices[0].platform == "gpu" else "plain"
 
 
 def pool_specs(pool: KVPool) -> Any:

@@ -14,7 +14,7 @@ import pytest
 
 from novajax.engine import inputs, step
 from novajax.engine.buckets import Bucket
-from novajax.engine.layout import Layout
+from novajax.engine.layout import Kernels, Layout
 from novajax.kv.pool import KVPool, abstract_pool, pool_bytes
 from novajax.parallel.mesh import make_mesh
 from novajax.scheduler.plan import DecodeRow, Draw, PrefillRow, StepPlan
@@ -31,7 +31,7 @@ CHUNK = 12
 class Stepper:
     """A model, its pool, and the two compiled shapes of a lone sequence."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, kernels: Kernels = "plain"):
         mesh = make_mesh(devices=jax.devices()[:1])
         loaded = load_model(NANO / name, mesh, jnp.float32, progress=Silent)
         cfg = loaded.config
@@ -41,7 +41,7 @@ class Stepper:
         self.pages = tuple(int(page) for page in np.random.default_rng(0).permutation(PAGES)[:8])
         self.last = jnp.zeros(1, jnp.int32)
         self._weights = loaded.state
-        self._layout = Layout(mesh, cfg)
+        self._layout = Layout(mesh, cfg, kernels=kernels)
         self.forward = jax.jit(
             partial(step.forward, loaded.graphdef, layout=self._layout), static_argnames=("bucket", "rows"), donate_argnums=1
         )
@@ -75,11 +75,12 @@ def greedy(model: Stepper, prompt: list[int], count: int) -> list[int]:
     return [*tokens, int(logits[0].argmax())][len(prompt) :]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_serving_step_equals_transformers(name: str):
+@pytest.mark.parametrize(("name", "kernels"), [*((name, "plain") for name in FAMILIES), ("llama3", "gpu"), ("gemma2", "gpu")])
+def test_the_serving_step_equals_transformers(name: str, kernels: Kernels):
+    """Also with the kernel for a GPU, interpreted."""
     with np.load(NANO / name / "expected.npz") as expected:
         prompt, wanted = expected["prompt"].tolist(), expected["greedy"].tolist()
-    assert greedy(Stepper(name), prompt, len(wanted)) == wanted
+    assert greedy(Stepper(name, kernels), prompt, len(wanted)) == wanted
 
 
 def test_padding_writes_nothing():

@@ -6,7 +6,7 @@ import pytest
 
 from novajax.core.errors import ConfigError
 from novajax.kernels.attention import merge, paged_attention
-from novajax.kernels.paged_flash import paged_flash
+from novajax.kernels.gpu import attention as gpu
 from novajax.kv.pool import CacheFormat, Kind, Paged, abstract_pool
 from novajax.quant.cache import rounded
 
@@ -41,7 +41,7 @@ def queries(rng: np.random.Generator, shape: tuple[int, int, int, int], lengths:
 
 def compare(arguments, positions, atol=3e-6, **how) -> None:
     """Padding queries have no defined result; it has to be finite."""
-    got = paged_flash(*arguments, interpret=True, **how)
+    got = gpu.paged_attention(*arguments, **how)
     wanted = paged_attention(*arguments, **{name: given for name, given in how.items() if name != "splits"})
     real = np.asarray(positions) >= 0
     for one, other in zip(got, wanted, strict=True):
@@ -89,7 +89,7 @@ def test_pages_over_context_shards():
     parts = []
     for shard, (keys, values) in enumerate(shards):
         how = {"scale": 0.125, "window": 30, "shards": 2, "shard": jnp.int32(shard), "splits": 2}
-        parts.append(paged_flash(q, keys, values, LAYER, tables, positions, interpret=True, **how))
+        parts.append(gpu.paged_attention(q, keys, values, LAYER, tables, positions, **how))
     keys, values = (Paged(jnp.concatenate([shards[0][i].numbers, shards[1][i].numbers], axis=3)) for i in range(2))
     wanted = paged_attention(q, keys, values, LAYER, tables, positions, scale=0.125, window=30)
     for one, other in zip(merge(*parts), wanted, strict=True):
@@ -107,4 +107,6 @@ def test_bfloat16():
 def test_one_byte_numbers_that_32_bits_cannot_reach_are_refused():
     paged = abstract_pool(3, 2**14, 8, 64, 128, jnp.dtype(jnp.float32), CacheFormat("int8")).keys  # 3 GiB, in name only
     with pytest.raises(ConfigError, match="fewer or more pages"):
-        paged_flash(jnp.zeros((1, 1, 8, 128)), paged, paged, 0, jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32), scale=1.0)
+        gpu.paged_attention(
+            jnp.zeros((1, 1, 8, 128)), paged, paged, 0, jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32), scale=1.0
+        )

@@ -1,4 +1,4 @@
-"""Attention over a paged KV cache as one GPU kernel (Pallas, lowered by Triton): `kernels.attention.paged_attention`, read in place.
+"""`kernels.attention` on a GPU: attention over pages read in place, as one kernel (Pallas, lowered by Triton).
 
 A program takes one KV head of one row, a tile of the row's queries with all heads that share the KV head, and a share of the
 visible keys. Keys and values are loaded from their pages a block at a time, as they are stored, and never written out; scores,
@@ -9,6 +9,7 @@ split among more of them and the parts joined by their log-sum-exp (arXiv 2311.0
 int4 lies in pairs, the first half of a vector in the low bits (`kernels.nibbles`): its halves are two matrices here.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,9 +20,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from novajax.core.errors import ConfigError
+from novajax.kernels import attention
 from novajax.kernels.attention import MASKED
 from novajax.kv.pool import Paged
 
+NAME = "paged_attention"
+"""Of the kernel in a compiled program."""
 _KEYS = 64
 """Keys of one turn of the loop."""
 _PROGRAMS = 1024
@@ -31,7 +35,14 @@ _FEWEST_KEYS = 256
 _LONGEST_INT32 = 2**31
 
 
-def paged_flash(
+def write_pages(
+    held: Paged, layer: int, numbers_TKH: jax.Array, scale_TK: jax.Array | None, pages_T: jax.Array, offsets_T: jax.Array
+) -> Paged:
+    """The plain definition, which XLA makes a scatter in place."""
+    return attention.write_pages(held, layer, numbers_TKH, scale_TK, pages_T, offsets_T)
+
+
+def paged_attention(
     q_XYNH: jax.Array,  # Y queries in each of X rows
     keys: Paged,
     values: Paged,
@@ -45,18 +56,38 @@ def paged_flash(
     shards: int = 1,
     shard: jax.Array | int = 0,
     splits: int | None = None,
-    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """`paged_attention`, with the same arguments and results: (out f32[X, Y, N, H], log of the sum of exponentials f32[X, Y, N]).
+    """As the plain definition: (out f32[X, Y, N, H], log of the sum of exponentials f32[X, Y, N]). Where there is no GPU the kernel is
+    interpreted, slowly.
 
-    `splits`: parts that each row's keys are cut into; chosen by the shapes if not given. `interpret` runs it on any device, slowly.
-    Raises ConfigError for one-byte numbers of 2 to 4 GiB, whose offsets Triton would compute in 32 bits with a sign.
+    `splits`: parts that each row's keys are cut into. If not given: as many as make `_PROGRAMS` programs of the rows, KV heads and
+    tiles of queries, but none of fewer than `_FEWEST_KEYS` keys where the table is full. Raises ConfigError for one-byte numbers of 2 to
+    4 GiB, whose offsets Triton would compute in 32 bits with a sign.
     """
     for paged in (keys, values):
         if _LONGEST_INT32 < paged.numbers.size * paged.numbers.dtype.itemsize <= 2 * _LONGEST_INT32 and paged.numbers.dtype.itemsize == 1:
             raise ConfigError(
                 f"an array of {paged.numbers.size} one-byte numbers cannot be addressed by the GPU kernel: use fewer or more pages"
             )
+    place = jnp.stack([jnp.asarray(layer, jnp.int32), jnp.asarray(shard, jnp.int32)])
+    return _flash(q_XYNH, keys, values, tables_XW, positions_XY, place, scale, window, softcap, shards, splits)
+
+
+@partial(jax.jit, static_argnums=(6, 7, 8, 9, 10))
+def _flash(
+    q_XYNH: jax.Array,
+    keys: Paged,
+    values: Paged,
+    tables_XW: jax.Array,
+    positions_XY: jax.Array,
+    place: jax.Array,  # i32: layer, shard
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    shards: int,
+    splits: int | None,
+) -> tuple[jax.Array, jax.Array]:
+    """`paged_attention`; the layer is no constant, so that all layers share one kernel."""
     rows, queries, heads = q_XYNH.shape[:3]
     kv_heads = keys.numbers.shape[2]
     groups = heads // kv_heads
@@ -65,20 +96,25 @@ def paged_flash(
     if splits is None:
         longest = max(1, tables_XW.shape[1] * keys.page_tokens // _FEWEST_KEYS)
         splits = min(longest, pl.cdiv(_PROGRAMS, rows * kv_heads * tiles))
-    arguments = (q_XYNH, keys, values, tables_XW, positions_XY, jnp.full((1,), shard, jnp.int32))
-    out_PXYNH, lse_PXYN = pl.pallas_call(
-        partial(_program, layer=layer, tile=tile, splits=splits, scale=scale, window=window, softcap=softcap, shards=shards),
-        grid=(tiles * splits, kv_heads, rows),
-        in_specs=jax.tree.map(lambda _: pl.no_block_spec, arguments),
-        out_specs=(pl.no_block_spec, pl.no_block_spec),
-        out_shape=(
-            jax.ShapeDtypeStruct((splits, *q_XYNH.shape), jnp.float32),
-            jax.ShapeDtypeStruct((splits, rows, queries, heads), jnp.float32),
-        ),
-        compiler_params=triton.CompilerParams(num_warps=4 if tile < 128 else 8, num_stages=3 if tile < 128 else 2),
-        interpret=interpret,
-        name="paged_flash",
-    )(*arguments)
+    arguments = (q_XYNH, keys, values, tables_XW, positions_XY, place)
+    program = partial(_program, tile=tile, splits=splits, scale=scale, window=window, softcap=softcap, shards=shards)
+
+    def call(*, interpret: bool) -> Callable[..., Any]:
+        return pl.pallas_call(
+            program,
+            grid=(tiles * splits, kv_heads, rows),
+            in_specs=jax.tree.map(lambda _: pl.no_block_spec, arguments),
+            out_specs=(pl.no_block_spec, pl.no_block_spec),
+            out_shape=(
+                jax.ShapeDtypeStruct((splits, *q_XYNH.shape), jnp.float32),
+                jax.ShapeDtypeStruct((splits, rows, queries, heads), jnp.float32),
+            ),
+            compiler_params=triton.CompilerParams(num_warps=4 if tile < 128 else 8, num_stages=3 if tile < 128 else 2),
+            interpret=interpret,
+            name=NAME,
+        )
+
+    out_PXYNH, lse_PXYN = lax.platform_dependent(*arguments, cuda=call(interpret=False), default=call(interpret=True))
     if splits == 1:
         return out_PXYNH[0], lse_PXYN[0]
     best_XYN = jnp.max(lse_PXYN, axis=0)
@@ -93,11 +129,10 @@ def _program(
     values: Paged,
     tables_ref: Any,
     positions_ref: Any,
-    shard_ref: Any,
+    place_ref: Any,
     out_ref: Any,
     lse_ref: Any,
     *,
-    layer: int,
     tile: int,
     splits: int,
     scale: float,
@@ -115,7 +150,7 @@ def _program(
     head_M = head * groups + lane_M % groups
     real_M = (lane_M < tile // groups * groups) & (query_M < queries)
     at_M = triton.load(positions_ref.at[row, query_M], mask=real_M, other=-1)
-    shard, span = shard_ref[0], page * shards
+    layer, shard, span = place_ref[0], place_ref[1], page * shards
     last = jnp.max(at_M)
     first, start = jnp.int32(0), jnp.int32(0)
     if window is not None:
