@@ -71,9 +71,9 @@ def draft_page_bytes(model: ModelConfig, page_tokens: int, dtype: Any) -> int:
 
 def load_draft(draft: Description, target: Layout, pages: int, page_tokens: int, dtype: Any, most: int, *, verify: bool) -> DraftModel:
     """Its weights on the device of `target`; the pool is abstract. Raises like `weights.load.load_model`."""
-    layout = Layout(target.mesh, draft.config, native=target.native)
+    layout = Layout(target.mesh, draft.config, kernels=target.kernels)
     loaded = load_model(draft, target.mesh, dtype, verify=verify)
-    state = native_state(draft.config, loaded.state) if layout.native else loaded.state
+    state = native_state(draft.config, loaded.state) if layout.kernels == "native" else loaded.state
     pool = jax.tree.map(lambda array: layout.abstract(array, EVERYWHERE), draft_pool(draft.config, pages, page_tokens, dtype))
     return DraftModel(layout, loaded.graphdef, state, pool, most)
 
