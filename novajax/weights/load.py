@@ -110,10 +110,6 @@ def load_model(
         if (requantized := rounding.result()) is not None:
             structlog.get_logger().info(str(requantized), model=str(description.directory))
     else:
-        if manifest.rules and stages > 1:
-            raise ConfigError(
-                f"{description.directory}: sealed quantized weights are not cut into stages; quantize its source", param="mesh"
-            )
         state = _restore(description.directory, manifest, state, shardings, stages, progress, verify)
         content = [manifest.digest]
     digest = hashlib.sha256(

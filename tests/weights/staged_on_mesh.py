@@ -1,5 +1,5 @@
 """Run by test_import.py in a process of its own: layers stacked over pipeline stages hold what the single layers hold, from a
-Hugging Face directory and from a sealed checkpoint alike; a stage without a layer has zeros."""
+Hugging Face directory and from a sealed checkpoint alike, also quantized; a stage without a layer has zeros."""
 
 import sys
 from pathlib import Path
@@ -11,6 +11,8 @@ from weight_files import NANO
 
 from novajax.models.stages import stage_places
 from novajax.parallel.mesh import make_mesh
+from novajax.quant.profiles import rules_of
+from novajax.quant.qtensor import QTensor
 from novajax.telemetry.progress import Silent
 from novajax.weights.load import load_model
 from novajax.weights.seal import seal
@@ -46,7 +48,28 @@ def check(name: str, sealed: Path) -> None:
     print(name)
 
 
+def check_quantized(name: str, profile: str, sealed: Path) -> None:
+    plain = load_model(NANO / name, make_mesh(), "float32", quantization=profile, progress=Silent)
+    seal(plain, sealed, profile=profile, rules=rules_of(profile, tied=plain.config.tied_embedding), progress=Silent)
+    places = stage_places(plain.config, STAGES)
+    staged = arrays(load_model(sealed, make_mesh(stage=STAGES, tensor=2), "float32", progress=Silent))
+    quantized = 0
+    for path, whole in arrays(plain).items():
+        place, stage = places.get(path[:2], (path[:2], None))
+        found = staged[(*place, *path[2:])]
+        if isinstance(whole, QTensor):
+            quantized += 1
+            assert (found.format, found.values.dtype, found.scale.dtype) == (whole.format, whole.values.dtype, whole.scale.dtype), path
+        found = found if stage is None else found[stage]
+        for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(found), strict=True):
+            assert np.array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32)), (profile, path)
+    assert quantized >= 7 * len(plain.config.layers)
+    print(profile)
+
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 for asked in sys.argv[2:]:
     check(asked, Path(sys.argv[1]) / asked)
+for form in ("int8", "int4-32", "fp8", "memory_critical"):
+    check_quantized("qwen3_moe", form, Path(sys.argv[1]) / form)

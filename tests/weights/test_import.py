@@ -224,8 +224,8 @@ def test_on_eight_devices_every_family_is_the_same():
 
 
 def test_layers_stacked_over_stages_are_the_same(tmp_path):
-    names = ["llama3", "qwen3_moe"]
+    names, forms = ["llama3", "qwen3_moe"], ["int8", "int4-32", "fp8", "memory_critical"]
     script = Path(__file__).with_name("staged_on_mesh.py")
     done = subprocess.run([sys.executable, str(script), str(tmp_path), *names], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [line for line in done.stdout.split() if line in names] == names
+    assert [line for line in done.stdout.split() if line in (*names, *forms)] == names + forms
