@@ -1,8 +1,9 @@
 """Virtual environments of peers: made once, outside our own, so that what we compare with never becomes a dependency.
 
-Example: python -m bench.peers.environment   # prints the interpreter that has torch and transformers
+Example: python -m bench.peers.environment --peer=llama_cpp   # prints the interpreter that has llama-cpp-python
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,46 +15,50 @@ from bench import common
 
 FLAGS = flags.FLAGS
 
-TRANSFORMERS_PACKAGES = ("torch==2.13.0", "transformers")
+PACKAGES = {
+    "transformers": ("torch==2.13.0", "transformers"),
+    "llama_cpp": ("numpy", "gguf==0.19.0", "llama-cpp-python==0.3.36"),
+}
+_CMAKE_ARGS = "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
 _PYTHONS = ("python3.11", "python3.12", "python3.13")
 
 
 def define_flags() -> None:
     """Declares this program's flags. Not at import: two programs may be imported together."""
     flags.DEFINE_string("peer_dir", ".cache/peers", "where environments of peers are kept")
-    flags.DEFINE_string("peer_python", None, "an interpreter that already has torch and transformers; nothing is installed then")
 
 
-def transformers_python() -> Path:
-    """The interpreter to run `transformers_cpu.py` with. Installs from the machine's package index on the first call.
+def python_of(peer: str) -> Path:
+    """The interpreter that has PACKAGES[peer]. Installs from the machine's package index on the first call; llama.cpp is
+    compiled for this machine, which takes cmake, a C++ compiler and about ten minutes.
 
     Raises RuntimeError with the installer's last words when no Python here can install the packages.
     """
-    if FLAGS.peer_python:
-        return Path(FLAGS.peer_python)
-    directory = Path(FLAGS.peer_dir).resolve() / "transformers"
+    directory = Path(FLAGS.peer_dir).resolve() / peer
     python, done = directory / "bin" / "python", directory / "installed"
     if done.exists():
         return python
     words = "no interpreter found"
     for base in filter(None, map(shutil.which, _PYTHONS)):
-        common.say(f"installing {' '.join(TRANSFORMERS_PACKAGES)} with {base}; once, some minutes")
+        common.say(f"installing {' '.join(PACKAGES[peer])} with {base}; once, some minutes")
         shutil.rmtree(directory, ignore_errors=True)
-        steps = ([base, "-m", "venv", directory], [python, "-m", "pip", "install", "--quiet", *TRANSFORMERS_PACKAGES])
+        steps = ([base, "-m", "venv", directory], [python, "-m", "pip", "install", "--quiet", *PACKAGES[peer]])
         for step in steps:
-            result = subprocess.run([str(part) for part in step], capture_output=True, text=True)
+            result = subprocess.run(
+                [str(part) for part in step], capture_output=True, text=True, env=os.environ | {"CMAKE_ARGS": _CMAKE_ARGS}
+            )
             words = result.stderr[-500:]
             if result.returncode:
                 break
         else:
             done.touch()
             return python
-    raise RuntimeError(f"could not install {TRANSFORMERS_PACKAGES}: {words}")
+    raise RuntimeError(f"could not install {PACKAGES[peer]}: {words}")
 
 
 def main(_: list[str]) -> int:
     try:
-        print(transformers_python())
+        print(python_of(FLAGS.peer))
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
@@ -62,4 +67,5 @@ def main(_: list[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
+    flags.DEFINE_enum("peer", "transformers", list(PACKAGES), "whose environment")
     app.run(main)

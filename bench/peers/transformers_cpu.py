@@ -1,10 +1,10 @@
 """Hugging Face transformers on this CPU, measured in its own environment; prints one JSON object as its last line.
 
 Stands alone (standard library, torch and transformers): `bench.compare` runs it with the interpreter of another virtual
-environment. Greedy `generate` with a static number of new tokens, prompts of random ids, float32; a run is one batched
-call. The decode rate leaves out the time of the same call with one new token.
+environment. Greedy `generate` with a static number of new tokens, prompts of random ids; a run is one batched call. The
+decode rate leaves out the time of the same call with one new token.
 
-Example: PEER_PYTHON bench/peers/transformers_cpu.py --model=DIR --prompt_tokens=128 --output_tokens=128 --batch_sizes=1,16 --repetitions=3
+Example: PEER_PYTHON bench/peers/transformers_cpu.py --model=DIR --prompt_tokens=128 --output_tokens=128 --batch_size=16 --repetitions=3
 """
 
 import argparse
@@ -16,9 +16,10 @@ import time
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a local Hugging Face directory")
+    parser.add_argument("--weights", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--prompt_tokens", type=int, default=128)
     parser.add_argument("--output_tokens", type=int, default=128)
-    parser.add_argument("--batch_sizes", default="1,16", help="sequences in one generate call")
+    parser.add_argument("--batch_size", type=int, default=1, help="sequences in one generate call")
     parser.add_argument("--repetitions", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     args = parser.parse_args()
@@ -29,7 +30,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, local_files_only=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.weights), local_files_only=True)
     model.eval()
 
     def generate_s(batch: int, new_tokens: int) -> float:
@@ -51,7 +52,7 @@ def main() -> None:
         return elapsed_s
 
     results = []
-    for batch in (int(text) for text in args.batch_sizes.split(",")):
+    for batch in (args.batch_size,):
         generate_s(batch, 2)
         for _ in range(args.repetitions):
             prefill_s = generate_s(batch, 1)

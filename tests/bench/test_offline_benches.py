@@ -97,8 +97,11 @@ def test_the_comparison_is_a_ratio_of_medians():
     def measured(*rates):
         return [{"output_tokens_per_s": rate, "decode_tokens_per_s": 2 * rate} for rate in rates]
 
-    rows = compare.ratio_rows({1: {"novajax": measured(10, 30, 20), "transformers": measured(5, 5, 50)}})
-    assert rows == [[1, "output_tokens_per_s", 20, 5, 4.0], [1, "decode_tokens_per_s", 40, 10, 4.0]]
+    rounds = {1: {"ours": measured(10, 30, 20), "peer": measured(5, 5, 50)}}
+    rows = compare.ratio_rows(rounds, "ours", "peer")
+    assert [row[0:2] + row[4:] for row in rows] == [[1, "output_tokens_per_s", 20, 5, 4.0], [1, "decode_tokens_per_s", 40, 10, 4.0]]
+    sides = compare.side_rows(rounds, {"ours": 16, "peer": 8}, parameters=1_000_000, read_rate=800e6)
+    assert sides == [[1, "ours", 20, 40, 0.08, 2.0, 10.0], [1, "peer", 5, 10, 0.02, 1.0, 1.25]]
 
 
 def test_a_machine_is_described_without_measuring():
