@@ -2,7 +2,9 @@
 
 `python -m bench.shapes --shape=135m` prints the directory, made once under --cache_dir. The tokenizer is bytes plus
 filler words, so any text encodes and any id decodes. Tensors are drawn and written one at a time from a seed of their
-own name, so two machines make the same file, and a shape larger than memory can be made with --shard_mib.
+own name, so two machines make the same file, and a shape larger than memory can be made with --shard_mib. With
+--repeating the model says its tokens over and over, in rounds of 16 (a tied one says the last token again): layers compute as much as
+ever and add nothing, and the head is the embedding, shifted. For what depends on text that repeats itself.
 
 Examples:
   python -m bench.shapes --shape=list
@@ -27,6 +29,7 @@ FLAGS = flags.FLAGS
 
 _DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _SCALE = 0.02
+_ROUND = 16
 
 
 def define_flags() -> None:
@@ -34,6 +37,7 @@ def define_flags() -> None:
     flags.DEFINE_string("shape", "135m", "name of the shape; `list` shows them all")
     flags.DEFINE_string("cache_dir", ".cache/shapes", "where checkpoints are kept")
     flags.DEFINE_enum("weights_dtype", "float32", list(_DTYPES), "stored type of the weights")
+    flags.DEFINE_bool("repeating", False, "weights that make the model go round in its text")
     flags.DEFINE_integer("shard_mib", 0, "split the weights into files of about this size; 0: one file", lower_bound=0)
 
 
@@ -85,10 +89,10 @@ def tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", (shape.vocab, embed)
 
 
-def make_checkpoint(name: str, cache_dir: Path, dtype: str = "float32", shard_bytes: int = 0) -> Path:
+def make_checkpoint(name: str, cache_dir: Path, dtype: str = "float32", shard_bytes: int = 0, *, repeating: bool = False) -> Path:
     """The directory of the checkpoint, made on the first call. `shard_bytes` 0: a single file. An unfinished one is never seen."""
     shape = SHAPES[name]
-    directory = cache_dir / f"{name}-{dtype}{f'-{shard_bytes >> 20}mib' if shard_bytes else ''}"
+    directory = cache_dir / f"{name}-{dtype}{f'-{shard_bytes >> 20}mib' if shard_bytes else ''}{'-repeating' * repeating}"
     if directory.exists():
         return directory
     making = directory.with_name(f"{directory.name}.making.{os.getpid()}")
@@ -97,7 +101,7 @@ def make_checkpoint(name: str, cache_dir: Path, dtype: str = "float32", shard_by
         _write_json(making / "config.json", _config(shape, dtype))
         _write_json(making / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 1})
         _write_tokenizer(making, shape.vocab)
-        _write_weights(making, shape, dtype, shard_bytes)
+        _write_weights(making, shape, dtype, shard_bytes, repeating=repeating)
         making.rename(directory)
     finally:
         shutil.rmtree(making, ignore_errors=True)
@@ -142,7 +146,7 @@ def _write_tokenizer(directory: Path, vocab: int) -> None:
     )
 
 
-def _write_weights(directory: Path, shape: Shape, dtype: str, shard_bytes: int) -> None:
+def _write_weights(directory: Path, shape: Shape, dtype: str, shard_bytes: int, *, repeating: bool) -> None:
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     filled_bytes = 0
     for name, dims in tensors(shape):
@@ -155,7 +159,8 @@ def _write_weights(directory: Path, shape: Shape, dtype: str, shard_bytes: int) 
     files = ["model.safetensors"] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     total_bytes = 0
     for file, shard in zip(files, shards, strict=True):
-        drawn = {name: _draw(name, dims).astype(_DTYPES[dtype]) for name, dims in shard.items()}
+        draw = _draw_repeating if repeating else _draw
+        drawn = {name: draw(name, dims).astype(_DTYPES[dtype]) for name, dims in shard.items()}
         total_bytes += sum(array.nbytes for array in drawn.values())
         safetensors.numpy.save_file(drawn, directory / file, metadata={"format": "pt"})
     if len(shards) > 1:
@@ -172,6 +177,14 @@ def _draw(name: str, dims: tuple[int, ...]) -> np.ndarray:
     return values
 
 
+def _draw_repeating(name: str, dims: tuple[int, ...]) -> np.ndarray:
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        return np.zeros(dims, np.float32)
+    if name != "lm_head.weight":
+        return _draw(name, dims)
+    return np.roll(_draw("model.embed_tokens.weight", dims).reshape(-1, _ROUND, dims[1]), 1, axis=1).reshape(dims)
+
+
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
@@ -180,7 +193,7 @@ def checkpoint_from_flags() -> Path:
     """Raises UsageError for an unknown shape."""
     if FLAGS.shape not in SHAPES:
         raise app.UsageError(f"--shape must be one of {', '.join(SHAPES)}", exitcode=2)
-    return make_checkpoint(FLAGS.shape, Path(FLAGS.cache_dir), FLAGS.weights_dtype, FLAGS.shard_mib << 20)
+    return make_checkpoint(FLAGS.shape, Path(FLAGS.cache_dir), FLAGS.weights_dtype, FLAGS.shard_mib << 20, repeating=FLAGS.repeating)
 
 
 def main(_: list[str]) -> int:
