@@ -1,8 +1,8 @@
 """The short table of step shapes, of one data partition. Everything the engine will ever run is in it, and compiled before it says ready.
 
-A bucket is (S decode rows x 1 + K tokens) + (R prefill rows x C chunk tokens), W pages of table per row. Prefill pairs with the smallest
+A bucket is (S decode rows x Y tokens) + (R prefill rows x C chunk tokens), W pages of table per row. Prefill pairs with the smallest
 S (one row of prefill) and the largest S only: between them padding costs less than one more program. For the same reason
-logits come in two heights, `sample_rows`. Guesses (K > 0) take the place of rows that are not there: S x (1 + K) is at most the largest S.
+logits come in two heights, `sample_rows`. Guesses (Y > 1) take the place of rows that are not there: S x Y is at most the largest S.
 """
 
 import msgspec
@@ -26,7 +26,7 @@ class Bucket(msgspec.Struct, frozen=True, order=True):
     score: bool = False
     """Also returns the logits of every prefill token (prompt log probabilities)."""
     drafts: int = 0
-    """K: guesses that a decode row may have behind its token."""
+    """Y - 1: guesses that a decode row may have behind its token."""
 
     @property
     def decode_tokens(self) -> int:
@@ -34,7 +34,7 @@ class Bucket(msgspec.Struct, frozen=True, order=True):
 
     @property
     def rows(self) -> int:
-        """Rows that may draw a token: X = S x (1 + K) + R."""
+        """Rows that may draw a token: X = S x Y + R."""
         return self.decode_tokens + self.prefill_rows
 
     @property
@@ -57,7 +57,7 @@ class BucketTable(msgspec.Struct, frozen=True):
     table_pages: tuple[int, ...]
     deterministic: bool = False
     drafts: tuple[tuple[int, int], ...] = ()
-    """(S, K) of steps with guesses."""
+    """(S, guesses of a row) of steps with guesses."""
 
     def buckets(self) -> tuple[Bucket, ...]:
         """Every program to compile, the ones a first request needs first."""
@@ -142,7 +142,7 @@ def speculates(config: EngineConfig) -> bool:
 
 
 def draft_shapes(decode_rows: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """The (S, K) of steps with guesses, which take the place of rows that are not there."""
+    """(S, guesses of a row) of the steps that have some, which take the place of rows that are not there."""
     shapes = [(rows, min(MOST_DRAFTS, decode_rows[-1] // rows - 1)) for rows in decode_rows]
     return tuple(shape for shape in shapes if shape[1] >= LEAST_DRAFTS)
 

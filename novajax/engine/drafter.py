@@ -111,8 +111,8 @@ def follow(
         return (pool, tokens_S), tokens_S
 
     (pool, _), guesses_YS = lax.scan(guess, (pool, tokens_S), (x["decode_position"].T, draws_YSC))
-    guesses_LK = jnp.zeros((slots, most), jnp.int32)
-    return pool, guesses_LK.at[x["decode_slot"], : bucket.drafts].set(guesses_YS[: bucket.drafts].T, mode="drop")
+    guesses = jnp.zeros((slots, most), jnp.int32)
+    return pool, guesses.at[x["decode_slot"], : bucket.drafts].set(guesses_YS[: bucket.drafts].T, mode="drop")
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""The one step program: S decode rows of 1 + K tokens and R x C prefill tokens on one token axis, through the decoder, to logits.
+"""The one step program: S decode rows of Y tokens and R x C prefill tokens on one token axis, through the decoder, to logits.
 
 Prefill, chunked prefill, mixed batches and decode are this function with other integers. Only attention sees that there
 are two blocks. Padding has position -1: its KV is dropped and nothing reads its result.
@@ -63,7 +63,7 @@ def forward(
     pool: KVPool,
     transit: Transit | None,
     last_tokens: jax.Array,  # i32[slots], the newest token of every slot
-    guesses: jax.Array | None,  # i32[slots, K or more], a draft model's; None: there is none
+    guesses: jax.Array | None,  # i32[slots, Y - 1 or more], a draft model's; None: there is none
     packed: jax.Array,  # i32[data, stages, words], `inputs.pack` of the plans in the pipeline
     *,
     layout: Layout,
@@ -157,7 +157,7 @@ def _own_layers(weights: Any, stages: int) -> Any:
 
 
 def decode_tokens(x: dict[str, jax.Array], last_tokens: jax.Array, guesses: jax.Array | None) -> jax.Array:
-    """i32[S, 1 + K]: the token and the guesses of each decode row, those that never left the device among them."""
+    """i32[S, Y]: the token and the guesses of each decode row, those that never left the device among them."""
     given_SY = x["decode_token"]
     held_SY = last_tokens.at[x["decode_slot"]].get(mode="clip")[:, None]
     if guesses is not None:

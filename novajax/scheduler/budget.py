@@ -21,7 +21,7 @@ class Shapes(msgspec.Struct, frozen=True, kw_only=True):
     prefill: tuple[tuple[int, int], ...]
     """Allowed (R, C)."""
     drafts: tuple[tuple[int, int], ...] = ()
-    """(S, K) of steps with guesses: no prefill block, up to K guesses in each decode row; ascending. Only with `speculation`."""
+    """(S, guesses of a row at most) of the steps that may have some, and no prefill block; ascending. None: there is no `speculation`."""
     score: tuple[int, int] | None = None
     """(R, C) of a step that scores a prompt, which holds one prefill row; None: prompts cannot be scored."""
     step_tokens: int
@@ -56,7 +56,7 @@ class Shapes(msgspec.Struct, frozen=True, kw_only=True):
         return next(size for size in self.decode if size >= rows)
 
     def drafting(self, rows: int) -> tuple[int, int]:
-        """The smallest (S, K) that holds `rows` with guesses; (0, 0): there is none."""
+        """The smallest of `drafts` that holds `rows`; (0, 0): there is none."""
         return next((shape for shape in self.drafts if shape[0] >= rows), (0, 0))
 
     def prefill_shape(self, waiting_tokens: Sequence[Sequence[int]], decode_rows: int) -> tuple[int, int]:
