@@ -1,9 +1,9 @@
 """Decides when steps carry guesses, and learns from their results: how many prove right, and what a step with guesses costs.
 
-A step with guesses computes them beside each row's token and may bring one token more for each; nothing can be planned beside it, since how far it gets is
-known at its end only. So guesses are worth their while when the tokens they are expected to bring, by each sequence's own record, outweigh
-the time such steps took, beside that of steps without. Both are measured all the time, so guesses stop where they do not pay: at
-high load, with a model that computes more than it reads, with text that does not repeat.
+A step with guesses computes them beside each row's token and may bring one token more for each; nothing can be planned beside it, since
+how far it gets is known at its end only. So guesses are worth their while when the tokens they are expected to bring, by each
+sequence's own record, outweigh the time such steps took, beside that of steps without. Both are measured all the time, so guesses
+stop where they do not pay: at high load, with a model that computes more than it reads, with text that does not repeat.
 """
 
 import statistics
