@@ -13,6 +13,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors import deserialize
+from safetensors.numpy import _TYPES as TYPES
 from safetensors.numpy import load_file, save_file
 from weight_files import copy_nano
 
@@ -27,6 +29,8 @@ GROUP = 16
 Parts = tuple[dict[str, np.ndarray], np.ndarray]
 """The tensors of one linear by their last name, and the exact weight that they stand for."""
 RNG = np.random.default_rng(0)
+STORED = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "BF16": ml_dtypes.bfloat16}
+"""What numpy has no name for."""
 
 
 def words(values: np.ndarray, bits: int, axis: int, order: tuple[int, ...] | None = None) -> np.ndarray:
@@ -162,7 +166,10 @@ def change_config(directory: Path, **changes: Any) -> None:
 
 def change(directory: Path, ends: str, edit: Callable[[np.ndarray], np.ndarray] | None) -> None:
     """Edits, or drops, the first tensor whose name ends so."""
-    tensors = load_file(directory / "model.safetensors")
+    tensors = {
+        name: np.frombuffer(part["data"], STORED.get(part["dtype"]) or TYPES[part["dtype"]]).reshape(part["shape"])
+        for name, part in deserialize((directory / "model.safetensors").read_bytes())
+    }
     name = next(name for name in sorted(tensors) if name.endswith(ends))
     value = tensors.pop(name)
     if edit is not None:
@@ -221,9 +228,13 @@ def test_any_slice_is_that_of_the_whole(tmp_path: Path, name: str):
         ("int8 by channel", "weight_scale", None, "lacks weight_scale"),
         ("int8 by channel", "weight_scale", lambda a: a * np.float16("nan"), "scales that are zero or not finite"),
         ("int8 by channel", "weight_scale", lambda a: a[:-1].copy(), "weight_scale' has shape"),
+        ("fp8 by channel", "weight_scale", lambda a: a * 0, "scales that are zero or not finite"),
+        ("fp8 in blocks", "weight_scale_inv", lambda a: a * np.float32("inf"), "scales that are zero or not finite"),
+        ("gptq", "scales", lambda a: a * 0, "scales that are zero or not finite"),
         ("gptq", "qzeros", lambda a: a[:, :-1].copy(), "qzeros' has shape"),
         ("gptq", "scales", lambda a: a[:-1].copy(), "has shape|groups"),
         ("gptq", "g_idx", lambda a: a + 99, "names groups beyond"),
+        ("awq", "scales", lambda a: a * np.float16("nan"), "scales that are zero or not finite"),
         ("awq", "qweight", lambda a: a[:, :-1].copy(), "qweight' has shape"),
     ],
 )
