@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import msgspec
 
-from novajax.core.config import EngineConfig
+from novajax.core.config import EngineConfig, parse_mesh
 from novajax.core.errors import ConfigError, InvalidRequest, NovaError
 from novajax.core.types import SamplingParams
 from novajax.engine.build import open_engine
@@ -31,7 +31,10 @@ class LLM:
     """Owns an engine and a private event loop; `close` (or `with`) frees both. Not to be used from two threads at once."""
 
     def __init__(self, model: str, **options: Any):
-        """`model` and `options` are the fields of `core.config.EngineConfig`. Raises ConfigError for what is not understood."""
+        """`model` and `options` are the fields of `core.config.EngineConfig`, `mesh` also as "tensor=2,stage=2". Raises ConfigError for what
+        is not understood."""
+        if "mesh" in options:
+            options["mesh"] = msgspec.to_builtins(parse_mesh(options["mesh"]))
         try:
             config = msgspec.convert({"model": model} | options, EngineConfig)
         except msgspec.ValidationError as error:

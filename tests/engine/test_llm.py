@@ -50,5 +50,7 @@ def test_mistakes_are_named(llm: LLM):
     assert llm.generate("a", SamplingParams(max_tokens=1))[0].usage.completion_tokens <= 1
     with pytest.raises(ConfigError, match="rows"):
         LLM(MODEL, rows=3)
+    with pytest.raises(ConfigError, match="AXIS=SIZE"):
+        LLM(MODEL, mesh="tensors=2")
     with pytest.raises(WeightsError, match="nowhere"):
         LLM("/nowhere")
