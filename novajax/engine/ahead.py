@@ -62,7 +62,8 @@ def compile_step(
     nothing = dict.fromkeys(("limit_bytes", "weights_bytes", "sampling_bytes", "reserve_bytes", "page_bytes", "max_request_tokens"), 0)
     capacity = Capacity(pages=pages, page_tokens=config.page_tokens * layout.context, **nothing)
     pool, transit, _ = abstract_arrays(config, layout, capacity, table, dtype)
-    made = lower_forward(graphdef, weights, pool, transit, config.max_rows, table, bucket, layout).compile()
+    with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):  # says for which device kernels are lowered: there may be none here
+        made = lower_forward(graphdef, weights, pool, transit, config.max_rows, table, bucket, layout).compile()
     memory = made.memory_analysis()
     return Measured(
         layers=layout.slots,
