@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
+if importlib.util.find_spec("jax_plugins") is None or importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
     sys.exit(3)
 os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
 
