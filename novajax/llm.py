@@ -31,8 +31,8 @@ class LLM:
     """Owns an engine and a private event loop; `close` (or `with`) frees both. Not to be used from two threads at once."""
 
     def __init__(self, model: str, **options: Any):
-        """`model` and `options` are the fields of `core.config.EngineConfig`, `mesh` also as "tensor=2,stage=2". Raises ConfigError for what
-        is not understood."""
+        """`model` and `options` are the fields of `core.config.EngineConfig`; `mesh` may be "tensor=2,stage=2". Raises ConfigError for
+        what is not understood."""
         if "mesh" in options:
             options["mesh"] = msgspec.to_builtins(parse_mesh(options["mesh"]))
         try:
